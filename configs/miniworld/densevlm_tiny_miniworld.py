@@ -1,0 +1,25 @@
+# The twin of configs/densevlm/densevlm_vitb16_coco.py: same code, tiny models, generated data.
+#   bash tools/demo.sh
+_base_ = [
+    '../_base_/models/densevlm_vitb16.py',
+    '../_base_/models/tiny_vlms.py',
+    '../_base_/datasets/miniworld.py',
+    '../_base_/schedules/miniworld.py',
+    '../_base_/default_runtime.py',
+]
+weights = '{{$MINIWORLD_WEIGHTS:work_dirs/miniworld/seed0}}'
+model = dict(
+    student=dict(
+        arch=_base_.student_arch, checkpoint=f'{weights}/pretrain_student/final.pth', trainable_blocks=4
+    ),
+    teacher=dict(arch=_base_.teacher_arch, checkpoint=f'{weights}/pretrain_teacher/final.pth'),
+    vocabulary=_base_.miniworld_vocabulary,
+    templates=_base_.miniworld_templates,
+    # the scale that both tiny models have learnt; 100 is that of real CLIPs
+    loss=dict(logit_scale=15.0),
+    eval_vocabulary=_base_.miniworld_vocabulary,
+    eval_templates=_base_.miniworld_templates,
+)
+default_hooks = dict(checkpoint=dict(interval=200), logger=dict(interval=20))
+# 200 steps cannot afford to give back a tenth of what they learn
+custom_hooks = [dict(type='densevlm_mm.DecoupledLossHook'), dict(type='densevlm_mm.WeightEnsembleHook', alpha=1.0)]

@@ -1,0 +1,8 @@
+"""What programs and scripts call."""
+
+from densevlm_mm.vlm import load_vlm
+
+from .check_config import ConfigError, check_config
+from .weights import load_weights
+
+__all__ = ['ConfigError', 'check_config', 'load_vlm', 'load_weights']

@@ -1,0 +1,97 @@
+"""Checks of a config before anything heavy starts: mistyped keys and missing files, all in one message."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+# What a missing file is and who publishes it, by file name or by a folder in its path.
+_PUBLISHED = {
+    'EVA02_CLIP_B_psz16_s8B.pt': 'EVA02-CLIP-B/16, the student to start from; Hugging Face: QuanSun/EVA-CLIP',
+    'EVA02_CLIP_L_336_psz14_s6B.pt': 'EVA02-CLIP-L/14-336; Hugging Face: QuanSun/EVA-CLIP',
+    'clipself_coco_6_save6_512_eva_vitl14_24layers.pt': 'CLIPSelf-tuned EVA02-CLIP-L/14-336, the teacher; '
+    'Hugging Face: lyhisme/DenseVLM',
+    'densevlm_coco_6_save6_512_eva_vib16_12layers.pt': "the authors' DenseVLM ViT-B/16; Hugging Face: lyhisme/DenseVLM",
+    'data/coco': 'COCO 2017 images and annotations; cocodataset.org, "Download"; unpack so that data/coco holds '
+    'annotations/, train2017/ and val2017/',
+    'data/ADEChallengeData2016': 'ADE20K (scene parsing release); data.csail.mit.edu/places/ADEchallenge; '
+    'ade20k_panoptic_val.json and ade20k_panoptic_val/ come from a panoptic converter',
+    'data/densevlm': "the reference's class list and class embeddings; github: HVision-NKU/DenseVLM, tools/ and metadata/",
+    'data/miniworld': 'the mini world; python tools/dataset_converters/make_miniworld.py data/miniworld',
+    'work_dirs/miniworld': 'made by the earlier steps of the mini-world demo; bash tools/demo.sh',
+}
+
+# Keys by which configs refer to files that must exist.
+_FILE_KEYS = ('checkpoint', 'load_from', 'ann_file', 'file', 'student', 'teacher')
+
+
+class ConfigError(ValueError):
+    """A config that cannot run; the message lists what to mend."""
+
+
+def check_config(cfg: Config, train: bool = True) -> None:
+    """Refuse a config with mistyped top-level keys or missing input files.
+
+    Args:
+        cfg: The whole config.
+        train: Look at the training and validation parts; otherwise at the test part.
+
+    Raises:
+        ConfigError: Listing every problem, with what a missing file is and where it is published.
+    """
+    parts = ('train_dataloader', 'val_dataloader') if train else ('test_dataloader',)
+    problems = [*_mistyped_keys(cfg)]
+    for path in dict.fromkeys(_input_paths(cfg, parts)):
+        if not Path(path).exists():
+            problems.append(f'{path} does not exist{_explain(path)}')
+    if problems:
+        raise ConfigError('\n  '.join([f'{cfg.filename or "the config"} cannot run:', *problems]))
+
+
+def _mistyped_keys(cfg: Config) -> Iterator[str]:
+    # mmengine ignores top-level keys it does not know, since they may be variables of the config
+    known = [p for p in inspect.signature(Runner.__init__).parameters if p not in ('self', 'cfg')]
+    known += ['auto_scale_lr', 'custom_imports', 'env_cfg']
+    for key in cfg:
+        close = difflib.get_close_matches(key, known, n=1, cutoff=0.85)
+        if close and key not in known:
+            yield f'unknown key {key!r}: did you mean {close[0]!r}?'
+
+
+def _input_paths(cfg: Config, parts: Sequence[str]) -> Iterator[str]:
+    yield from _paths_in(cfg.get('model', {}))
+    if isinstance(cfg.get('load_from'), str):
+        yield cfg.load_from
+    for part in parts:
+        dataset = (cfg.get(part) or {}).get('dataset', {})
+        root = dataset.get('data_root') or ''
+        if dataset.get('ann_file'):
+            yield str(Path(root, dataset['ann_file']))
+        for prefix in (dataset.get('data_prefix') or {}).values():
+            yield str(Path(root, prefix))
+
+
+def _paths_in(node: Any) -> Iterator[str]:
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            is_path = isinstance(value, str) and key in _FILE_KEYS and ('/' in value or '.' in value)
+            if is_path and not value.startswith('hf-hub:'):
+                yield value.partition('::')[0]
+            else:
+                yield from _paths_in(value)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            yield from _paths_in(value)
+
+
+def _explain(path: str) -> str:
+    for name, what in _PUBLISHED.items():
+        if name in path:
+            return f'\n      what it is: {what}'
+    return ''

@@ -1,0 +1,65 @@
+"""Random grids of regions for training."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from mmcv.transforms import BaseTransform
+from mmengine.structures import InstanceData
+
+from densevlm_mm.registry import TRANSFORMS
+
+from ..grids import grid_boxes, grid_choices
+
+
+@TRANSFORMS.register_module()
+class SampleGridRegions(BaseTransform):
+    """Cut the image into a grid that is drawn from :func:`grid_choices`.
+
+    Adds ``gt_regions`` with ``boxes`` ``(N, 4)`` float32, xyxy in 0..1 of the padded input. An item asked for
+    as ``(epoch, index)`` (see :class:`EpochSampler`) gets a grid that depends on ``seed``, epoch and index
+    only, however many workers and processes there are and wherever a run was resumed; otherwise it is drawn
+    from NumPy's global generator, which mmengine seeds in every worker.
+
+    Args:
+        min_split: Fewest rows and columns: 2 in DenseVLM, 1 in CLIPSelf.
+        max_split: Most rows and columns.
+        seed: Seed of the grids.
+        shuffle: Put the cells in random order, as the published code does. Nothing that averages over regions
+            depends on it, so by default they come row by row.
+        max_regions: Keep at most so many cells, chosen at random (CLIPSelf: 20). ``None`` keeps all.
+    """
+
+    def __init__(
+        self,
+        *,
+        min_split: int = 2,
+        max_split: int = 6,
+        seed: int = 0,
+        shuffle: bool = False,
+        max_regions: int | None = None,
+    ) -> None:
+        if max_regions is not None and max_regions < 1:
+            raise ValueError(f'max_regions must be positive or None, got {max_regions}')
+        self.choices = grid_choices(min_split, max_split)
+        self.seed = seed
+        self.shuffle = shuffle
+        self.max_regions = max_regions
+
+    def transform(self, results: dict) -> dict:
+        """Draw a grid; needs ``ori_shape`` and ``img_shape``."""
+        generator = self._generator(results)
+        rows, cols = self.choices[generator.integers(len(self.choices))]
+        height, width = results['ori_shape']
+        boxes = grid_boxes(width, height, rows, cols, results['img_shape'][0])
+        # Drawn in any case, so that the options change which cells are kept but not the generator's state.
+        kept = generator.permutation(len(boxes))[: self.max_regions]
+        if not self.shuffle:
+            kept.sort()
+        results['gt_regions'] = InstanceData(boxes=boxes[torch.from_numpy(kept)])
+        return results
+
+    def _generator(self, results: dict) -> np.random.Generator:
+        if 'epoch' in results:
+            return np.random.default_rng((self.seed, results['epoch'], results['sample_idx']))
+        return np.random.default_rng(np.random.randint(2**31))

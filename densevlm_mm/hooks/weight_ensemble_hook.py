@@ -1,0 +1,94 @@
+"""Weight ensembling: what is saved and evaluated is a blend of the student and the model it started from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+from densevlm_mm.registry import HOOKS
+
+_RAW = 'raw_trainable'  # entry of the checkpoint with the weights as trained
+
+
+@HOOKS.register_module()
+class WeightEnsembleHook(Hook):
+    """Blend ``alpha * student + (1 - alpha) * original`` for saving and for evaluation during training.
+
+    Training goes on from the raw student. A checkpoint holds the blend under ``state_dict``, ready for use, and the raw
+    trainable weights beside it, so that resuming is exact; starting another run from the file takes the blend.
+    Parameters that do not train are equal in both and left alone.
+
+    Args:
+        alpha: Share of the trained weights, in 0..1 (Wortsman et al., arXiv:2109.01903; 0.9 in DenseVLM's recipe).
+
+    Raises:
+        ValueError: If it lies outside.
+    """
+
+    priority = 'NORMAL'
+
+    def __init__(self, alpha: float) -> None:
+        if not 0 <= alpha <= 1:
+            raise ValueError(f'alpha must be in 0..1, got {alpha}')
+        self.alpha = alpha
+        self.original: dict[str, Tensor] = {}
+        self._raw: dict[str, Tensor] = {}
+
+    def before_run(self, runner: Runner) -> None:
+        """Remember the weights that training starts from (those of the model's own checkpoint, also when resuming)."""
+        self.original = _snapshot(runner.model)
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Put the blend into the checkpoint, and the raw weights beside it."""
+        raw = {name: checkpoint['state_dict'][name] for name in self.original}
+        checkpoint[_RAW] = raw
+        checkpoint['state_dict'].update({name: self._blend(name, value) for name, value in raw.items()})
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """When resuming, go on from the raw weights.
+
+        Raises:
+            RuntimeError: If the checkpoint has none, having been written without this hook.
+        """
+        if not runner._resume:
+            return
+        if _RAW not in checkpoint:
+            raise RuntimeError(
+                'the checkpoint to resume holds no raw weights: it was written without WeightEnsembleHook; resume it '
+                'with the config it was trained with'
+            )
+        checkpoint['state_dict'].update(checkpoint[_RAW])
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Evaluate the blend."""
+        self._raw = _snapshot(runner.model)
+        _restore(runner.model, {name: self._blend(name, value) for name, value in self._raw.items()})
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Give training its own weights back, bit for bit."""
+        _restore(runner.model, self._raw)
+        self._raw = {}
+
+    def _blend(self, name: str, raw: Tensor) -> Tensor:
+        original = self.original[name].to(raw.device)
+        return self.alpha * raw + (1 - self.alpha) * original
+
+
+def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    model = model.module if is_model_wrapper(model) else model
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def _snapshot(model: nn.Module) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in _trainable(model).items()}
+
+
+@torch.no_grad()
+def _restore(model: nn.Module, values: dict[str, Tensor]) -> None:
+    for name, parameter in _trainable(model).items():
+        parameter.copy_(values[name])

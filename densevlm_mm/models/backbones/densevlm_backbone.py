@@ -1,0 +1,159 @@
+"""A VLM's vision tower as a backbone for MMDetection and MMSegmentation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmengine.model import BaseModule
+from torch import Tensor
+
+from densevlm_mm.registry import MODELS
+from densevlm_mm.vlm import load_vlm
+
+
+@MODELS.register_module()
+class DenseVLMBackbone(BaseModule):
+    """Multi-level features of a CLIP, CLIPSelf or DenseVLM vision tower.
+
+    A ViT has one resolution; `strides` resizes its maps bilinearly to the pyramid that a convolutional
+    backbone has, so that stock necks and heads fit with only ``in_channels`` changed.
+
+    Images must be normalised with CLIP's mean and standard deviation (RGB 122.771, 116.746, 104.094 and
+    68.501, 66.632, 70.323 on the 0..255 scale).
+
+    Args:
+        arch: See `load_vlm`.
+        checkpoint: See `load_vlm`. None leaves random weights, for when the checkpoint of a whole detector or
+            segmentor follows.
+        out_indices: Blocks whose patch tokens become the levels, counted from 0. The last block's tokens
+            follow `dense_mode`: with 'value' those of the value path, since fine-tuning leaves its attention
+            behind.
+        strides: Pixels per cell of each level; None keeps the token grid for all.
+        trainable: How many blocks train, counted back from the last one that the outputs use; the rest of the
+            tower is frozen. None and 0 freeze it all.
+        frozen_stages: MMDetection's way to say the same: freeze the stem and the first so many blocks; -1
+            lets the stem train, too. The final norm and projection always stay frozen. Excludes `trainable`.
+        dense_mode: How the last block works.
+        with_dense: Append the final dense map, in the image-text space and L2-normalised per cell.
+        init_cfg: Must be None: weights come strictly from `checkpoint`.
+        pretrained: Must be None. MMSegmentation hands its segmentors' ``pretrained`` down to the backbone.
+
+    Raises:
+        ValueError: For options that contradict each other or do not fit the tower.
+    """
+
+    def __init__(
+        self,
+        arch: str | Mapping[str, Any],
+        checkpoint: str | None = None,
+        out_indices: Sequence[int] = (3, 5, 7, 11),
+        *,
+        strides: Sequence[float] | None = (4, 8, 16, 32),
+        trainable: int | None = None,
+        frozen_stages: int | None = None,
+        dense_mode: str = 'value',
+        with_dense: bool = False,
+        init_cfg: None = None,
+        pretrained: None = None,
+    ) -> None:
+        super().__init__()
+        if init_cfg is not None or pretrained is not None:
+            raise ValueError(
+                'init_cfg and pretrained load without strictness; set them to None (MMSegmentation: '
+                'model.pretrained=None) and give the file as `checkpoint`'
+            )
+        if trainable is not None and frozen_stages is not None:
+            raise ValueError('give trainable or frozen_stages, not both')
+        if not out_indices and not with_dense:
+            raise ValueError('out_indices is empty: name the blocks to output, or set with_dense')
+        if strides is not None:
+            _check_strides(strides, len(out_indices))
+        vlm = load_vlm(arch, checkpoint, dense_mode=dense_mode)
+        self.tower = vlm.visual
+        self.dense_mode = dense_mode
+        self.out_indices = tuple(self.tower.block_index(i) for i in out_indices)
+        self.strides = None if strides is None else tuple(strides)
+        self.with_dense = with_dense
+        self.depth = len(self.tower.blocks) if with_dense else max(self.out_indices) + 1
+        self._freeze(trainable, frozen_stages)
+
+    @property
+    def out_channels(self) -> list[int]:
+        """Channels of each output map."""
+        dense = [self.tower.embed_dim] if self.with_dense else []
+        return [self.tower.width] * len(self.out_indices) + dense
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, ...]:
+        """Feature maps of images ``(B, 3, H, W)``.
+
+        Returns:
+            One ``(B, W, ceil(H / stride), ceil(W / stride))`` per level, or the token grid without strides;
+            then the dense map ``(B, C, h, w)`` if asked for.
+        """
+        output = self.tower.run(inputs, self.dense_mode, self.out_indices, self.depth)
+        maps = output.maps
+        if self.strides is not None:
+            patch, size = self.tower.patch_size, inputs.shape[-2:]
+            maps = [resize_to_stride(m, s, patch, size) for m, s in zip(maps, self.strides, strict=True)]
+        if self.with_dense:
+            maps = [*maps, F.normalize(self.tower.dense_map(output), dim=1)]
+        return tuple(maps)
+
+    def _freeze(self, trainable: int | None, frozen_stages: int | None) -> None:
+        count = len(self.tower.blocks)
+        if frozen_stages is not None and not -1 <= frozen_stages <= count:
+            raise ValueError(f'frozen_stages must be in -1..{count}, got {frozen_stages}')
+        if trainable is not None and not 0 <= trainable <= self.depth:
+            raise ValueError(
+                f'trainable must be in 0..{self.depth}, the blocks that the outputs use, got {trainable}'
+            )
+        first = self.depth - (trainable or 0) if frozen_stages is None else max(frozen_stages, 0)
+        self.tower.set_trainable(count - first, self.dense_mode)
+        if frozen_stages == -1:
+            self.tower.unfreeze_stem()
+        # blocks beyond the last output do not run and would leave DDP waiting for their gradients
+        for block in self.tower.blocks[self.depth :]:
+            block.requires_grad_(False)
+        self.train(self.training)
+
+
+def resize_to_stride(
+    tokens: Tensor, stride: float, patch_size: Sequence[int], image_size: Sequence[int]
+) -> Tensor:
+    """Resample a token map bilinearly to cells of ``stride`` pixels, each aligned exactly with its pixels.
+
+    Args:
+        tokens: ``(B, C, h, w)``, one token per patch; what lies beyond the last one takes its value.
+        stride: Pixels per cell.
+        patch_size: ``(rows, columns)`` of one patch in pixels.
+        image_size: ``(H, W)`` of the image, at least ``(h, w)`` patches.
+
+    Returns:
+        ``(B, C, ceil(H / stride), ceil(W / stride))``.
+    """
+    cells = [math.ceil(pixels / stride) for pixels in image_size]
+    if all(stride == patch for patch in patch_size) and cells == list(tokens.shape[-2:]):
+        return tokens
+    # Not F.interpolate: it stretches maps whose pixels the stride does not divide.
+    rows, columns = (
+        _linear_weights(c, n, stride / patch).to(tokens)
+        for c, n, patch in zip(cells, tokens.shape[-2:], patch_size, strict=True)
+    )
+    return rows @ tokens @ columns.T
+
+
+def _linear_weights(cells: int, tokens: int, step: float) -> Tensor:
+    """Weights ``(cells, tokens)`` of tokens in cells that lie ``step`` tokens apart."""
+    positions = ((torch.arange(cells) + 0.5) * step - 0.5).clamp(0, tokens - 1)
+    return (1 - (positions[:, None] - torch.arange(tokens)).abs()).clamp(min=0)
+
+
+def _check_strides(strides: Sequence[float], levels: int) -> None:
+    if len(strides) != levels:
+        raise ValueError(f'{len(strides)} strides for {levels} out_indices; give one each, or None')
+    if min(strides, default=1) <= 0:
+        raise ValueError(f'strides must be positive, got {strides}')

@@ -1,0 +1,5 @@
+"""Pictures."""
+
+from .dense_prediction import class_colors, dense_labels, plot_dense_predictions
+
+__all__ = ['class_colors', 'dense_labels', 'plot_dense_predictions']

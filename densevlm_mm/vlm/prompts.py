@@ -1,0 +1,77 @@
+"""Prompt templates and how a class name enters one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+_BOTH = ('{article}', 'the')
+
+
+def _for_each(determiners: Sequence[str], *patterns: str) -> list[str]:
+    return [pattern.replace('*', determiner) for pattern in patterns for determiner in determiners]
+
+
+# ViLD's ensemble of 63 (Gu et al., arXiv:2104.13921), the usual one of open-vocabulary detection. `*` stands for the
+# determiners that a pattern is used with.
+VILD = (
+    *_for_each(_BOTH, 'There is * {} in the scene.', 'a photo of * {} in the scene.'),
+    'a photo of one {} in the scene.',
+    *_for_each(('{article}', 'my', 'the'), 'itap of * {}.', 'a photo of * {}.'),
+    'a photo of one {}.',
+    'a photo of many {}.',
+    *_for_each(_BOTH, 'a good photo of * {}.', 'a bad photo of * {}.'),
+    *_for_each(
+        ('a', 'the'),
+        *(f'a photo of * {adjective} {{}}.' for adjective in 'nice cool weird small large clean dirty'.split()),
+    ),
+    *_for_each(_BOTH, 'a bright photo of * {}.', 'a dark photo of * {}.'),
+    *_for_each(('a', 'the'), 'a photo of * hard to see {}.'),
+    *_for_each(
+        _BOTH,
+        'a low resolution photo of * {}.',
+        'a cropped photo of * {}.',
+        'a close-up photo of * {}.',
+        'a jpeg corrupted photo of * {}.',
+        'a blurry photo of * {}.',
+        'a pixelated photo of * {}.',
+        'a black and white photo of * {}.',
+    ),
+    *_for_each(('a', 'the'), '* plastic {}.', '* toy {}.', '* plushie {}.', '* cartoon {}.'),
+    *_for_each(('an', 'the'), '* embroidered {}.'),
+    *_for_each(('a', 'the'), 'a painting of * {}.'),
+)
+
+TEMPLATES: dict[str, tuple[str, ...]] = {'vild': VILD, 'photo': ('a photo of {article} {}.',)}
+
+
+def get_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
+    """Templates by name ('vild', 'photo') or as given.
+
+    Each holds ``{}`` for the class name and may hold ``{article}`` for "a" or "an".
+
+    Raises:
+        ValueError: For an unknown name, an empty list, or a template without ``{}``.
+    """
+    if isinstance(templates, str):
+        if templates not in TEMPLATES:
+            raise ValueError(f'unknown prompt templates {templates!r}; known: {sorted(TEMPLATES)}, or give a list')
+        return TEMPLATES[templates]
+    without_name = [t for t in templates if '{}' not in t]
+    if not templates or without_name:
+        raise ValueError(f'prompt templates must hold {{}} for the class name, got {without_name or templates}')
+    return tuple(templates)
+
+
+def fill_template(template: str, name: str) -> str:
+    """One prompt: the class name cleaned, its article chosen, "This is" put before a bare noun phrase.
+
+    >>> fill_template('a photo of {article} {}.', 'Aeroplane_wing')
+    'This is a photo of a aeroplane wing.'
+
+    The article goes by the name's first letter *as written*, as in ViLD's tool, whose embeddings the published models
+    were trained with.
+    """
+    article = 'an' if name[:1] in 'aeiou' and name else 'a'
+    clean = name.replace('_', ' ').replace('/', ' or ').lower().rstrip('.')
+    prompt = template.replace('{article}', article).replace('{}', clean)
+    return f'This is {prompt}' if prompt.startswith(('a', 'the')) else prompt

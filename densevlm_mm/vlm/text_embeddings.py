@@ -1,0 +1,133 @@
+"""Class embeddings of a vocabulary: computed by a text tower, cached by content, or read from a file with checks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .checkpoints import save_atomically
+from .prompts import fill_template, get_templates
+
+if TYPE_CHECKING:
+    from .model import VLM
+
+_CHUNK = 512  # prompts per pass through the text tower
+
+
+def cache_dir() -> Path:
+    """Where computed embeddings are kept: ``$DENSEVLM_CACHE``, else ``$XDG_CACHE_HOME/densevlm_mm``."""
+    home = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
+    return Path(os.environ.get('DENSEVLM_CACHE') or Path(home) / 'densevlm_mm')
+
+
+@torch.no_grad()
+def compute_class_embeddings(vlm: VLM, names: Sequence[str], templates: str | Sequence[str] = 'vild') -> Tensor:
+    """Mean over prompts of the L2-normalised text embeddings, one row per class.
+
+    The mean is left as it is: DenseVLM's released embeddings have norms of 0.89 to 0.95, which act as a temperature per
+    class. Normalise the rows for plain cosines.
+
+    Args:
+        vlm: Model with a text tower and a tokenizer.
+        names: K class names.
+        templates: See `prompts.get_templates`.
+
+    Returns:
+        ``(K, C)`` fp32 on the model's device.
+    """
+    prompts = [fill_template(template, name) for name in names for template in get_templates(templates)]
+    chunks = [prompts[i : i + _CHUNK] for i in range(0, len(prompts), _CHUNK)]
+    embeddings = torch.cat([vlm.encode_text(vlm.tokenize(chunk)).float() for chunk in chunks])
+    return embeddings.unflatten(0, (len(names), -1)).mean(1)
+
+
+def class_embeddings(
+    vlm: VLM, names: Sequence[str], templates: str | Sequence[str] = 'vild', *, normalize: bool = False
+) -> Tensor:
+    """`compute_class_embeddings` through a cache on disk, keyed by the content of everything that enters.
+
+    Args:
+        vlm: Model with a text tower and a tokenizer.
+        names: K class names.
+        templates: See `prompts.get_templates`.
+        normalize: L2-normalise the rows.
+
+    Returns:
+        ``(K, C)`` fp32 on the model's device.
+    """
+    key = _content_key(vlm, names, get_templates(templates))
+    path = cache_dir() / 'text_embeddings' / f'{key}.npy'
+    embeddings = _read_cached(path, (len(names), vlm.embed_dim))
+    if embeddings is None:
+        embeddings = compute_class_embeddings(vlm, names, templates).cpu()
+        save_atomically(path, lambda file: np.save(file, embeddings.numpy()))
+    embeddings = embeddings.to(vlm.device)
+    return F.normalize(embeddings, dim=-1) if normalize else embeddings
+
+
+def load_class_embeddings(path: str | Path, names: Sequence[str], embed_dim: int) -> Tensor:
+    """Class embeddings from a file made elsewhere.
+
+    Args:
+        path: ``.npy`` with a ``(K, C)`` array, or ``.pt`` with such a tensor or ``{'embeddings': tensor, 'names':
+            [...]}``; stored names are compared with the vocabulary.
+        names: The K class names that the rows must stand for.
+        embed_dim: Width C of the model's text space.
+
+    Returns:
+        ``(K, C)`` fp32, rows as stored.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If number of rows, width, names or finiteness do not fit; the message says which.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f'class embedding file {path} does not exist')
+    try:
+        stored = np.load(path) if path.suffix == '.npy' else torch.load(path, map_location='cpu', weights_only=True)
+    except Exception as error:
+        raise ValueError(f'{path} cannot be read as class embeddings (.npy or .pt): {error}') from error
+    stored_names = stored.get('names') if isinstance(stored, dict) else None
+    stored = stored.get('embeddings') if isinstance(stored, dict) else stored
+    if stored is None:
+        raise ValueError(f"{path} holds no 'embeddings'")
+    embeddings = torch.as_tensor(stored).float()
+    if embeddings.ndim != 2 or embeddings.shape[0] != len(names):
+        raise ValueError(f'{path} has shape {tuple(embeddings.shape)}, but the vocabulary has {len(names)} classes')
+    if embeddings.shape[1] != embed_dim:
+        raise ValueError(f'{path} has width {embeddings.shape[1]}, but this model\'s text space has {embed_dim}')
+    if stored_names is not None and list(stored_names) != list(names):
+        pairs = enumerate(zip_longest(stored_names, names))
+        row, (stored_name, name) = next((i, pair) for i, pair in pairs if pair[0] != pair[1])
+        raise ValueError(f'{path} was made for other classes: row {row} is {stored_name!r}, not {name!r}')
+    if not torch.isfinite(embeddings).all():
+        raise ValueError(f'{path} holds values that are not finite')
+    return embeddings
+
+
+def _content_key(vlm: VLM, names: Sequence[str], templates: Sequence[str]) -> str:
+    digest = hashlib.sha256(json.dumps([list(names), list(templates), vlm.text_config]).encode())
+    digest.update(repr(vlm.tokenize([fill_template(t, n) for n in names[:1] for t in templates]).tolist()).encode())
+    for name, value in sorted(vlm.text.state_dict().items()):
+        digest.update(f'{name} {value.dtype} {tuple(value.shape)}'.encode())
+        digest.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()[:32]
+
+
+def _read_cached(path: Path, shape: tuple[int, int]) -> Tensor | None:
+    try:
+        stored = torch.from_numpy(np.load(path))
+    except (OSError, ValueError, EOFError):
+        return None  # absent or damaged: compute it again
+    return stored if tuple(stored.shape) == shape else None

@@ -1,0 +1,123 @@
+"""EVA-02-CLIP vision towers on timm's Eva: rotary positions, SwiGLU, inner attention norm."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from timm.layers import to_2tuple
+from timm.models.eva import Eva
+from torch import Tensor, nn
+
+from ..positions import resize_position_embedding, rotary_table
+from .base import VisionTower, check_known_keys
+
+# Switches of EVA-CLIP's model configs that EVA-02-CLIP has on, and what leaving one out means.
+_SWITCHES = {'rope': False, 'naiveswiglu': False, 'subln': False, 'intp_freq': True}
+_KNOWN = {
+    'image_size', 'layers', 'width', 'head_width', 'patch_size', 'mlp_ratio', 'eva_model_name', 'drop_path_rate',
+    'xattn', 'fusedLN', 'pt_hw_seq_len', *_SWITCHES,
+}  # fmt: skip
+
+# EVA-CLIP's name of a parameter inside a block -> timm's
+_RENAMED = {
+    'attn.q_bias': 'attn.q_proj.bias',
+    'attn.v_bias': 'attn.v_proj.bias',
+    'attn.inner_attn_ln': 'attn.norm',
+    'mlp.w1': 'mlp.fc1_g',
+    'mlp.w2': 'mlp.fc1_x',
+    'mlp.ffn_ln': 'mlp.norm',
+    'mlp.w3': 'mlp.fc2',
+}
+
+
+class EvaTower(VisionTower):
+    """EVA-02-CLIP ViT (Sun et al., EVA-CLIP, arXiv:2303.15389).
+
+    Args:
+        embed_dim: Channels of the image-text space.
+        vision_cfg: ``vision_cfg`` of EVA-CLIP's JSON model configs.
+
+    Raises:
+        ValueError: For a key that is not in that schema, or a variant other than EVA-02-CLIP.
+    """
+
+    def __init__(self, embed_dim: int, vision_cfg: Mapping) -> None:
+        super().__init__()
+        check_known_keys(vision_cfg, _KNOWN, 'vision_cfg of an EVA tower')
+        off = [key for key, default in _SWITCHES.items() if not vision_cfg.get(key, default)]
+        if off:
+            raise ValueError(f'vision_cfg must switch on {off}: only EVA-02-CLIP towers are supported')
+        self.embed_dim = embed_dim
+        self.width = vision_cfg['width']
+        self.image_size = to_2tuple(vision_cfg['image_size'])
+        self.patch_size = to_2tuple(vision_cfg['patch_size'])
+        self.head_dim = vision_cfg.get('head_width', 64)
+        self.rope_span = vision_cfg.get('pt_hw_seq_len', 16)
+        self.trunk = Eva(
+            img_size=self.image_size,
+            patch_size=self.patch_size,
+            num_classes=embed_dim,
+            global_pool='token',
+            embed_dim=self.width,
+            depth=vision_cfg['layers'],
+            num_heads=self.width // self.head_dim,
+            qkv_fused=False,
+            mlp_ratio=vision_cfg['mlp_ratio'],
+            swiglu_mlp=True,
+            scale_mlp=True,
+            scale_attn_inner=True,
+            drop_path_rate=vision_cfg.get('drop_path_rate', 0.0),
+            # rotary tables come from `positions`, in fp32 for any grid and dtype
+            use_rot_pos_emb=False,
+            head_init_scale=1.0,
+        )
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        return self.trunk.blocks
+
+    def stem(self, images: Tensor) -> Tensor:
+        patches = self.trunk.patch_embed.proj(images)  # the convolution drops what does not fill a patch
+        tokens = torch.cat([self.trunk.cls_token.expand(len(images), -1, -1), patches.flatten(2).transpose(1, 2)], 1)
+        native = self.trunk.patch_embed.grid_size
+        return tokens + resize_position_embedding(self.trunk.pos_embed, tuple(patches.shape[-2:]), native)
+
+    def run_block(self, index: int, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        return self.blocks[index](tokens, rope=rotary_table(grid, self.head_dim, self.rope_span, tokens.device))
+
+    def run_last_block(self, tokens: Tensor, grid: tuple[int, int], mode: str) -> Tensor:
+        block = self.blocks[-1]
+        value = block.attn.v_proj(block.norm1(tokens))
+        tokens = tokens + block.drop_path1(block.attn.proj(block.attn.norm(value)))
+        return tokens + block.drop_path2(block.mlp(block.norm2(tokens)))
+
+    def project(self, tokens: Tensor) -> Tensor:
+        return self.trunk.head(self.trunk.norm(tokens))
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        return self.project(tokens[:, 0])
+
+    def unused_parameters(self, mode: str) -> Iterator[nn.Parameter]:
+        if mode == 'value':
+            attention = self.blocks[-1].attn
+            yield from attention.q_proj.parameters()
+            yield from attention.k_proj.parameters()
+
+    def stem_parameters(self) -> Iterator[nn.Parameter]:
+        yield from self.trunk.patch_embed.parameters()
+        yield self.trunk.cls_token
+        yield self.trunk.pos_embed
+
+    @staticmethod
+    def rename_key(key: str) -> str | None:
+        if 'rope.freqs_' in key:
+            return None
+        if key.startswith('trunk.'):
+            return key
+        block = re.fullmatch(r'(blocks\.\d+\.)(.+?)(\.weight|\.bias)?', key)
+        if block:
+            prefix, name, leaf = block.groups()
+            key = prefix + _RENAMED.get(name, name) + (leaf or '')
+        return 'trunk.' + key

@@ -1,0 +1,201 @@
+#!/usr/bin/env python
+"""Watch a CLIP learn unbiased dense features on a generated world.
+
+Generates the mini world, pre-trains its two tiny CLIPs, trains DenseVLM through tools/train.py, evaluates before and
+after through tools/test.py, prints the table and writes one picture. Finished steps are not repeated.
+
+    python tools/demo.py [--seeds 0 1 2] [--ablations]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = ROOT / 'configs' / 'miniworld'
+ABLATIONS = {
+    'coupled, one mean': 'densevlm_tiny_miniworld_coupled-one-mean',
+    'coupled, mean per group': 'densevlm_tiny_miniworld_coupled-group-mean',
+}
+COLUMNS = {
+    'thing boxes': 'boxes.thing.macc1',
+    'thing masks': 'masks.thing.macc1',
+    'stuff masks': 'masks.stuff.macc1',
+    'bias': 'bias',
+    'reverse bias': 'reverse_bias',
+}
+
+
+class Demo:
+    """The steps of one seed, each skipped when its result is there already."""
+
+    def __init__(self, seed: int, data: Path, work_dir: Path, options: Sequence[str]) -> None:
+        self.seed, self.data, self.work_dir = seed, data, work_dir
+        self.options = list(options)
+        self.seconds: dict[str, float] = {}
+
+    def train(self, config: str, step: str) -> Path:
+        """Train one config; return its last checkpoint."""
+        folder = self.work_dir / step
+        final = folder / 'final.pth'
+        if not final.exists():
+            options = [f'randomness.seed={self.seed}', *self.options]
+            self._run(step, 'train.py', CONFIGS / f'{config}.py', '--work-dir', folder, '--resume', options=options)
+            newest = Path((folder / 'last_checkpoint').read_text().strip())
+            os.replace(newest, final)
+        return final
+
+    def test(self, config: str, checkpoint: Path, step: str) -> dict[str, float]:
+        """Evaluate one checkpoint; return its figures in percent."""
+        figures = self.work_dir / 'results' / f'{step}.json'
+        if not figures.exists():
+            options = [f'test_evaluator.out_json={figures}', 'test_evaluator.per_class=True']
+            work_dir = self.work_dir / 'evaluation'
+            self._run(f'test {step}', 'test.py', CONFIGS / f'{config}.py', checkpoint, '--work-dir', work_dir, options=options)
+        return json.loads(figures.read_text())['metrics']
+
+    def _run(self, step: str, tool: str, *args: object, options: Sequence[str]) -> None:
+        log = self.work_dir / 'logs' / f'{step.replace(" ", "_")}.log'
+        log.parent.mkdir(parents=True, exist_ok=True)
+        environment = {**os.environ, 'MINIWORLD_DATA': str(self.data), 'MINIWORLD_WEIGHTS': str(self.work_dir)}
+        command = [sys.executable, str(ROOT / 'tools' / tool), *map(str, args), '--cfg-options', *options]
+        start = time.monotonic()
+        with log.open('w') as file:
+            process = subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
+            for line in process.stdout:
+                file.write(line)
+                shown = re.search(r'Iter\((train|test|val)\) *\[ *(\d+)/(\d+)\]', line)
+                if shown:
+                    show(f'seed {self.seed}: {step} {shown[2]}/{shown[3]}')
+        self.seconds[step] = time.monotonic() - start
+        show(f'seed {self.seed}: {step}, {self.seconds[step]:.0f} s\n')
+        if process.wait():
+            tail = ''.join(log.read_text().splitlines(keepends=True)[-15:])
+            raise SystemExit(f'{step} failed; the end of {log}:\n{tail}')
+
+
+def show(text: str) -> None:
+    """Progress on one line of a terminal; whole lines elsewhere."""
+    if sys.stdout.isatty():
+        print(f'\r\033[K{text}', end='', flush=True)
+    elif text.endswith('\n'):
+        print(text, end='', flush=True)
+
+
+def run_seed(demo: Demo, ablations: bool) -> dict[str, dict[str, float]]:
+    """All steps of one seed; figures by row of the table."""
+    student = demo.train('pretrain_student_miniworld', 'pretrain_student')
+    teacher = demo.train('pretrain_teacher_miniworld', 'pretrain_teacher')
+    densevlm = demo.train('densevlm_tiny_miniworld', 'densevlm')
+    rows = {
+        'teacher': demo.test('eval_teacher_miniworld', teacher, 'teacher'),
+        'before': demo.test('eval_student_miniworld', student, 'before'),
+        'after DenseVLM': demo.test('eval_student_miniworld', densevlm, 'after'),
+    }
+    for name, config in ABLATIONS.items() if ablations else ():
+        step = config.removeprefix('densevlm_tiny_miniworld_')
+        rows[name] = demo.test('eval_student_miniworld', demo.train(config, step), step)
+    return rows
+
+
+def table(results: dict[int, dict[str, dict[str, float]]]) -> str:
+    """All figures as a Markdown table."""
+    lines = [
+        '| seed | model | ' + ' | '.join(COLUMNS) + ' |',
+        '|---|---|' + '---|' * len(COLUMNS),
+    ]
+    for seed, rows in results.items():
+        for name, figures in rows.items():
+            lines.append(f'| {seed} | {name} | ' + ' | '.join(f'{figures[key]:.1f}' for key in COLUMNS.values()) + ' |')
+    return '\n'.join(lines)
+
+
+def draw(demo: Demo, path: Path, count: int = 8) -> None:
+    """One picture: images, ground truth, dense prediction before and after."""
+    import numpy as np
+    import torch
+    from mmengine.config import Config
+    from PIL import Image
+
+    from densevlm_mm.registry import DATASETS, MODELS
+    from densevlm_mm.visualization import dense_labels, plot_dense_predictions
+
+    os.environ['MINIWORLD_DATA'] = str(demo.data)
+    cfg = Config.fromfile(CONFIGS / 'eval_student_miniworld.py')
+    dataset = DATASETS.build(cfg.test_dataloader.dataset)
+    dataset.full_init()
+    model = MODELS.build(cfg.model).eval()
+    items = [dataset[i] for i in range(min(count, len(dataset)))]
+    batch = model.data_preprocessor(
+        dict(inputs=[item['inputs'] for item in items], data_samples=[item['data_samples'] for item in items])
+    )
+
+    def cut(maps: torch.Tensor) -> list[np.ndarray]:
+        """The part of each padded map that the image covers."""
+        shapes = [[round(side * s.scale) for side in s.ori_shape] for s in batch['data_samples']]
+        return [m[:h, :w].numpy() for m, (h, w) in zip(maps, shapes)]
+
+    truth = []
+    for index in range(len(items)):
+        info = dataset.get_data_info(index)
+        ids = np.asarray(Image.open(info['seg_map_path']), dtype=np.int64) @ np.array([1, 256, 256**2])
+        labels = np.full(ids.shape, -1)
+        for segment in info['segments_info']:
+            labels[ids == segment['id']] = segment['label']
+        truth.append(labels)
+    label_maps = {'ground truth': truth}
+    for row, step in (('before', 'pretrain_student'), ('after DenseVLM', 'densevlm')):
+        model.load_weights(demo.work_dir / step / 'final.pth')
+        label_maps[row] = cut(dense_labels(model.vlm, batch['inputs'], model.eval_text()))
+    images = cut(torch.stack([item['inputs'] for item in items]).permute(0, 2, 3, 1))
+    meta = dataset.metainfo
+    plot_dense_predictions(
+        path, images, label_maps, meta['classes'], meta['is_thing'], f'Mini world, validation images, seed {demo.seed}'
+    )
+
+
+def main() -> None:
+    """Run the demo."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--seeds', nargs='+', type=int, default=[0], help='worlds and runs to make')
+    parser.add_argument('--ablations', action='store_true', help='also train the coupled variants')
+    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/miniworld'))
+    parser.add_argument('--data-root', type=Path, default=Path('data/miniworld'), help='one folder per seed goes here')
+    parser.add_argument('--images', type=int, default=4000, help='training images')
+    parser.add_argument('--cfg-options', nargs='+', default=[], help='overrides for every training step, key=value')
+    args = parser.parse_args()
+
+    from densevlm_mm.datasets.miniworld import generate_miniworld
+
+    start, results = time.monotonic(), {}
+    for seed in args.seeds:
+        data = (args.data_root / f'seed{seed}').resolve()
+        generate_miniworld(
+            data, num_train=args.images, seed=seed, workers=2,
+            progress=lambda done, total: show(f'seed {seed}: generating images {done}/{total}'),
+        )  # fmt: skip
+        show(f'seed {seed}: images in {data}\n')
+        demo = Demo(seed, data, (args.work_dir / f'seed{seed}').resolve(), args.cfg_options)
+        results[seed] = run_seed(demo, args.ablations)
+    picture = args.work_dir / f'seed{args.seeds[0]}' / 'dense_predictions.png'
+    first = args.seeds[0]
+    draw(Demo(first, (args.data_root / f'seed{first}').resolve(), (args.work_dir / f'seed{first}').resolve(), ()), picture)
+    (args.work_dir / 'table.md').write_text(table(results) + '\n')
+    print('\nRegion classification on held-out images, mean class accuracy in % (bias: share of stuff regions taken for')
+    print('things; reverse bias: things taken for stuff):\n')
+    print(table(results))
+    print(f'\npicture: {picture}\ntable:   {args.work_dir / "table.md"}\ntime:    {time.monotonic() - start:.0f} s')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Makes the environment (see tools/setup_env.sh, whose variables apply) and runs the tests in it, without network.
+#
+#   bash tools/run_tests.sh [arguments of pytest]
+set -euo pipefail
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+export DENSEVLM_VENV=${DENSEVLM_VENV:-$PWD/.venv}
+bash tools/setup_env.sh
+export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}
+exec "$DENSEVLM_VENV/bin/python" -m pytest "$@"
