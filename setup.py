@@ -16,7 +16,7 @@ PACKAGE = 'densevlm_mm'
 MIM_EXTENSION = ('configs', 'tools', 'model-index.yml')
 
 REQUIRES = [
-    'torch>=2.1',
+    'torch>=2.6',  # opens mmengine's checkpoints with weights_only
     'torchvision',
     'numpy>=1.24',
     'Pillow',

@@ -9,7 +9,7 @@ os.environ['HF_HUB_OFFLINE'] = '1'
 os.environ['MPLBACKEND'] = 'Agg'
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -47,3 +47,27 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def data_dir() -> Path:
     """``tests/data``; the numbers computed by the reference implementation are in its ``parity`` folder."""
     return Path(__file__).parent / 'data'
+
+
+@pytest.fixture(scope='session')
+def miniworld(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A mini world of 24 training and 8 validation images of 48 px."""
+    from densevlm_mm.datasets.miniworld import generate_miniworld
+
+    root = tmp_path_factory.mktemp('data') / 'miniworld'
+    generate_miniworld(root, num_train=24, num_val=8, size=48)
+    return root
+
+
+@pytest.fixture(scope='session')
+def tiny_arch() -> Callable[..., dict]:
+    """Makes model configs of CLIPs that speak the words of the mini world: EVA-02, patches of 8 px, two blocks."""
+    from densevlm_mm.datasets.miniworld import miniworld_words
+
+    def make(width: int = 32, embed_dim: int = 16) -> dict:
+        vision = {'image_size': 32, 'patch_size': 8, 'layers': 2, 'width': width, 'head_width': 16, 'mlp_ratio': 2.6667}
+        vision |= {'eva_model_name': 'tiny', 'pt_hw_seq_len': 4, 'rope': True, 'naiveswiglu': True, 'subln': True}
+        text = {'context_length': 18, 'width': 32, 'heads': 2, 'layers': 1, 'words': [*miniworld_words(), 'this', 'is']}
+        return {'embed_dim': embed_dim, 'vision_cfg': vision, 'text_cfg': text}
+
+    return make

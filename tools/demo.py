@@ -68,7 +68,7 @@ class Demo:
         environment = {**os.environ, 'MINIWORLD_DATA': str(self.data), 'MINIWORLD_WEIGHTS': str(self.work_dir)}
         command = [sys.executable, str(ROOT / 'tools' / tool), *map(str, args), '--cfg-options', *options]
         start = time.monotonic()
-        with log.open('w') as file:
+        with log.open('w', buffering=1) as file:
             process = subprocess.Popen(
                 command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
             )

@@ -41,7 +41,7 @@ def main() -> None:
     cfg.launcher = args.launcher
     cfg.merge_from_dict(args.cfg_options)
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
-    check_config(cfg, train=False)
+    check_config(cfg, train=False, files=[args.checkpoint])
     runner = Runner.from_cfg(cfg)
     load_weights(runner, args.checkpoint)
     if args.out:

@@ -18,7 +18,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help='path of the config')
     parser.add_argument('--work-dir', help='where logs and checkpoints go (default: work_dirs/<config name>)')
     parser.add_argument(
-        '--resume', nargs='?', const='auto', help='go on from the last checkpoint of the work dir, or from the given one'
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='go on from this checkpoint; without a value, from the last one of the work dir if there is any',
     )
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision (needs an accelerator)')
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate to the actual batch size')
@@ -33,7 +37,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     from mmengine.config import Config
-    from mmengine.runner import Runner
+    from mmengine.runner import Runner, find_latest_checkpoint
 
     from densevlm_mm.apis import check_config
 
@@ -48,9 +52,9 @@ def main() -> None:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             raise SystemExit(f'{args.config} sets no auto_scale_lr.base_batch_size, which --auto-scale-lr needs')
         cfg.auto_scale_lr.enable = True
-    cfg.resume = args.resume is not None
-    if args.resume not in (None, 'auto'):
-        cfg.load_from = args.resume
+    checkpoint = find_latest_checkpoint(cfg.work_dir) if args.resume == 'auto' else args.resume
+    if checkpoint is not None:
+        cfg.resume, cfg.load_from = True, checkpoint
     check_config(cfg)
     Runner.from_cfg(cfg).train()
 

@@ -8,6 +8,7 @@ train_dataloader = dict(batch_size=16, sampler=dict(ratio=0.25))
 model = dict(
     # the list holds three names twice, and so did the released run
     vocabulary=dict(
+        _delete_=True,
         file='data/densevlm/openseg_classes.py::COCO_STUFF_ADE20k_Thing204_STUFF112',
         allow_duplicates=True,
     ),

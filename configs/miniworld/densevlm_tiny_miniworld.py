@@ -10,14 +10,17 @@ _base_ = [
 weights = '{{$MINIWORLD_WEIGHTS:work_dirs/miniworld/seed0}}'
 model = dict(
     student=dict(
-        arch=_base_.student_arch, checkpoint=f'{weights}/pretrain_student/final.pth', trainable_blocks=4
+        _delete_=True,
+        arch=_base_.student_arch,
+        checkpoint=f'{weights}/pretrain_student/final.pth',
+        trainable_blocks=4,
     ),
-    teacher=dict(arch=_base_.teacher_arch, checkpoint=f'{weights}/pretrain_teacher/final.pth'),
-    vocabulary=_base_.miniworld_vocabulary,
+    teacher=dict(_delete_=True, arch=_base_.teacher_arch, checkpoint=f'{weights}/pretrain_teacher/final.pth'),
+    vocabulary=dict(_delete_=True, **_base_.miniworld_vocabulary),
     templates=_base_.miniworld_templates,
     # the scale that both tiny models have learnt; 100 is that of real CLIPs
     loss=dict(logit_scale=15.0),
-    eval_vocabulary=_base_.miniworld_vocabulary,
+    eval_vocabulary=dict(_delete_=True, **_base_.miniworld_vocabulary),
     eval_templates=_base_.miniworld_templates,
 )
 default_hooks = dict(checkpoint=dict(interval=200), logger=dict(interval=20))

@@ -6,8 +6,8 @@ _base_ = [
     '../_base_/default_runtime.py',
 ]
 model = dict(
-    vlm=dict(arch=_base_.student_arch),
-    eval_vocabulary=_base_.miniworld_vocabulary,
+    vlm=dict(_delete_=True, arch=_base_.student_arch),
+    eval_vocabulary=dict(_delete_=True, **_base_.miniworld_vocabulary),
     eval_templates=_base_.miniworld_templates,
 )
 train_dataloader = val_dataloader = val_evaluator = val_cfg = None

@@ -17,7 +17,7 @@ model = dict(
 )
 add_caption = dict(type='densevlm_mm.AddCaption', ann_file=f'{_base_.data_root}/annotations/captions_train2017.json')
 train_dataloader = dict(
-    batch_size=64, dataset=dict(pipeline=[*_base_.load_image, add_caption, _base_.pack])
+    batch_size=48, dataset=dict(pipeline=[*_base_.load_image, add_caption, _base_.pack])
 )
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
 param_scheduler = [

@@ -35,19 +35,20 @@ class ConfigError(ValueError):
     """A config that cannot run; the message lists what to mend."""
 
 
-def check_config(cfg: Config, train: bool = True) -> None:
+def check_config(cfg: Config, *, train: bool = True, files: Sequence[str] = ()) -> None:
     """Refuse a config with mistyped top-level keys or missing input files.
 
     Args:
         cfg: The whole config.
         train: Look at the training and validation parts; otherwise at the test part.
+        files: Further files that must exist.
 
     Raises:
         ConfigError: Listing every problem, with what a missing file is and where it is published.
     """
     parts = ('train_dataloader', 'val_dataloader') if train else ('test_dataloader',)
     problems = [*_mistyped_keys(cfg)]
-    for path in dict.fromkeys(_input_paths(cfg, parts)):
+    for path in dict.fromkeys([*_input_paths(cfg, parts), *files]):
         if not Path(path).exists():
             problems.append(f'{path} does not exist{_explain(path)}')
     if problems:

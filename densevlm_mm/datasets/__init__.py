@@ -4,9 +4,17 @@ from .grids import grid_boxes, grid_choices
 from .image_dataset import ImageDataset
 from .panoptic_region_dataset import PanopticRegionDataset
 from .samplers import EpochSampler
-from .transforms import LoadImage, LoadPanopticRegions, PackRegions, ResizeLongestPad, SampleGridRegions
+from .transforms import (
+    AddCaption,
+    LoadImage,
+    LoadPanopticRegions,
+    PackRegions,
+    ResizeLongestPad,
+    SampleGridRegions,
+)
 
 __all__ = [
+    'AddCaption',
     'EpochSampler',
     'ImageDataset',
     'LoadImage',

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,8 @@ class RegionAccuracy(BaseMetric):
 
         Raises:
             KeyError: A data sample lacks a field.
-            ValueError: Logits and ground truth do not fit each other, or the classes of the data set.
+            ValueError: Logits and ground truth do not fit each other, or the classes of the data set; or the model's
+                vocabulary, which samples may hold as ``vocabulary``, names other classes than the data set.
         """
         for sample in data_samples:
             where = sample.get('img_path', 'a data sample')
@@ -134,6 +136,8 @@ class RegionAccuracy(BaseMetric):
                     f'{where}: the model scores {regions.num_classes} classes, the data set has '
                     f'{len(classes)}; the model needs the vocabulary of the data set'
                 )
+            if classes and 'vocabulary' in sample:
+                check_vocabulary(sample['vocabulary'], classes)
             self.results.append(regions)
 
     def compute_metrics(self, results: list[Regions]) -> dict[str, float]:
@@ -199,3 +203,25 @@ class RegionAccuracy(BaseMetric):
         if self.out_json is not None:
             return Path(self.out_json)
         return Path(logger.log_file).with_name('region_accuracy.json') if logger.log_file else None
+
+
+def check_vocabulary(names: Sequence[str], classes: Sequence[str]) -> None:
+    """Compares the model's classes with the data set's, by their first synonym and without regard to case.
+
+    Args:
+        names: Class names of the model, such as 'building'.
+        classes: Class names of the data set, such as 'building, edifice'.
+
+    Raises:
+        ValueError: They differ; names the first class that does.
+    """
+    for label, (name, expected) in enumerate(zip_longest(names, classes, fillvalue='')):
+        if _first_synonym(name) != _first_synonym(expected):
+            raise ValueError(
+                f'class {label} is {name!r} in the vocabulary of the model, but {expected!r} in the data set; set '
+                "model.eval_vocabulary to the data set's classes, in the order of its labels"
+            )
+
+
+def _first_synonym(name: str) -> str:
+    return name.split(',')[0].strip().lower()

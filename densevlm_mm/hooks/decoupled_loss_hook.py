@@ -49,6 +49,17 @@ class DecoupledLossHook(Hook):
         self.patience = patience
         self._empty_iterations = 0
 
+    def before_train(self, runner: Runner) -> None:
+        """Check that the loss takes both ends of every schedule, rather than find out at the end of a long ramp.
+
+        Raises:
+            ValueError: If it does not.
+        """
+        loss = _alignment_loss(runner)
+        for name, schedule in self.schedules.items():
+            for end in ('stop', 'start'):
+                setattr(loss, name, schedule[end])
+
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Set this iteration's threshold and weights."""
         loss = _alignment_loss(runner)

@@ -55,20 +55,19 @@ class CLIPPretrainer(RegionModel):
     def loss(self, inputs: Tensor, data_samples: list[BaseDataElement]) -> dict[str, Tensor]:
         """Losses ``loss_caption`` and ``loss_region`` of a batch ``(B, 3, H, W)``, those with a weight."""
         losses = {}
+        image, dense = self.vlm.visual.encode_image_and_dense(inputs, self.vlm.dense_mode)
         if self.caption_weight:
-            losses['loss_caption'] = self.caption_weight * self._caption_loss(inputs, data_samples)
+            losses['loss_caption'] = self.caption_weight * self._caption_loss(F.normalize(image, dim=-1), data_samples)
         if self.region_weight:
-            losses['loss_region'] = self.region_weight * self._region_loss(inputs, data_samples)
+            losses['loss_region'] = self.region_weight * self._region_loss(F.normalize(dense, dim=1), data_samples)
         return losses
 
-    def _caption_loss(self, inputs: Tensor, data_samples: list[BaseDataElement]) -> Tensor:
+    def _caption_loss(self, image: Tensor, data_samples: list[BaseDataElement]) -> Tensor:
         tokens = self.vlm.tokenize([sample.caption for sample in data_samples])
-        scale = self.vlm.logit_scale.exp()
-        return self.clip_loss(self.vlm.encode_image(inputs), self.vlm.encode_text(tokens), scale)
+        return self.clip_loss(image, self.vlm.encode_text(tokens), self.vlm.logit_scale.exp())
 
-    def _region_loss(self, inputs: Tensor, data_samples: list[BaseDataElement]) -> Tensor:
+    def _region_loss(self, dense: Tensor, data_samples: list[BaseDataElement]) -> Tensor:
         """Boxes of things, masks of everything: the features that zero-shot region classification compares."""
-        dense = self.vlm.encode_dense(inputs)
         regions = [sample.gt_regions.to(dense.device) for sample in data_samples]
         boxes, valid = pad_regions([r.boxes for r in regions])
         masks, _ = pad_regions([r.masks for r in regions])
@@ -78,4 +77,9 @@ class CLIPPretrainer(RegionModel):
         texts = self.vlm.logit_scale.exp() * self.vlm.encode_text(self.vlm.tokenize(prompts))
         boxed = F.normalize(pool_boxes(dense, boxes)[things], dim=-1) @ texts.T
         masked = pool_masks(dense, masks)[valid] @ texts.T
-        return F.cross_entropy(boxed, labels[things]) + F.cross_entropy(masked, labels[valid])
+        return _mean_cross_entropy(boxed, labels[things]) + _mean_cross_entropy(masked, labels[valid])
+
+
+def _mean_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy per row; 0 with a gradient path, instead of NaN, where a batch has none."""
+    return F.cross_entropy(logits, labels, reduction='sum') / max(len(labels), 1)

@@ -90,7 +90,7 @@ class RegionModel(BaseModel):
 
         Returns:
             The samples with ``pred_regions``: ``box_logits`` and ``mask_logits``, cosines ``(N, K)`` with the classes
-            of `eval_vocabulary`.
+            of `eval_vocabulary`, whose names become the samples' meta information ``vocabulary``.
         """
         dense = self.vlm.encode_dense(inputs)
         texts = self.eval_text()
@@ -101,6 +101,7 @@ class RegionModel(BaseModel):
         mask_logits = pool_masks(dense, masks.to(dense.device)) @ texts.T
         for sample, boxed, masked in zip(data_samples, box_logits, mask_logits):
             count = len(sample.gt_regions.boxes)
+            sample.set_metainfo({'vocabulary': self.eval_vocabulary.names})
             sample.pred_regions = InstanceData(box_logits=boxed[:count], mask_logits=masked[:count])
         return data_samples
 
@@ -147,3 +148,4 @@ class RegionClassifier(RegionModel):
             eval_templates=eval_templates,
             data_preprocessor=data_preprocessor,
         )
+        self.vlm.logit_scale.requires_grad_(True)  # DDP refuses a model without any parameter to train

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -154,15 +155,28 @@ def _read(path: Path) -> object:
         if _is_torchscript(path):
             # OpenAI's own files. Opening one runs no Python; only its tensors are taken.
             return torch.jit.load(path, map_location='cpu').state_dict()
-        with torch.serialization.safe_globals([(_Inert, name) for name in _INERT_GLOBALS]):
-            return torch.load(path, map_location='cpu', weights_only=True)
+        return _load_tensors(path)
     except pickle.UnpicklingError as error:
+        code = re.search(r'GLOBAL (\S+)', str(error))  # the rest of torch's message tells how to run it
+        reason = f'reading it would run {code[1]}' if code else 'it is damaged, or reading it would run code'
         raise CheckpointError(
-            f'{path} is refused: it is damaged, or reading it would run code ({str(error).splitlines()[0]}). '
+            f'{path} is refused: {reason}. '
             'Ask for a file that holds tensors only, or convert it to .safetensors on a machine you can spare.'
         ) from error
     except Exception as error:  # a damaged file may raise anything
         raise CheckpointError(f'{path} is damaged or no checkpoint: {error}') from error
+
+
+def _load_tensors(path: Path) -> object:
+    """`torch.load` that knows tensors and the stand-ins, and nothing that other packages declared safe."""
+    declared = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals([(_Inert, name) for name in _INERT_GLOBALS])
+    try:
+        return torch.load(path, map_location='cpu', weights_only=True)
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(declared)
 
 
 def _is_torchscript(path: Path) -> bool:

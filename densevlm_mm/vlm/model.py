@@ -118,15 +118,15 @@ class VLM(nn.Module):
         padded, valid = pad_regions([m.to(images.device) for m in masks])
         return pool_masks(self.encode_dense(images), padded)[valid]
 
-    def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Token ids ``(N, L)`` of texts.
+    def tokenize(self, texts: str | Sequence[str]) -> Tensor:
+        """Token ids ``(N, L)`` of N texts, or of one.
 
         Raises:
             RuntimeError: If the model has no tokenizer of its own.
         """
         if self.tokenizer is None:
             raise RuntimeError("this model's vocabulary is not CLIP's: set text_cfg.words or vlm.tokenizer")
-        return self.tokenizer(list(texts))
+        return self.tokenizer([texts] if isinstance(texts, str) else list(texts))
 
     @torch.no_grad()
     def classify_regions(

@@ -13,7 +13,7 @@ def _for_each(determiners: Sequence[str], *patterns: str) -> list[str]:
 
 # ViLD's ensemble of 63 (Gu et al., arXiv:2104.13921), the usual one of open-vocabulary detection. `*` stands for the
 # determiners that a pattern is used with.
-VILD = (
+_PHRASES = (
     *_for_each(_BOTH, 'There is * {} in the scene.', 'a photo of * {} in the scene.'),
     'a photo of one {} in the scene.',
     *_for_each(('{article}', 'my', 'the'), 'itap of * {}.', 'a photo of * {}.'),
@@ -41,6 +41,9 @@ VILD = (
     *_for_each(('a', 'the'), 'a painting of * {}.'),
 )
 
+# A bare noun phrase becomes a sentence.
+VILD = tuple(f'This is {phrase}' if phrase.startswith(('a', 'the')) else phrase for phrase in _PHRASES)
+
 TEMPLATES: dict[str, tuple[str, ...]] = {'vild': VILD, 'photo': ('a photo of {article} {}.',)}
 
 
@@ -63,15 +66,14 @@ def get_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def fill_template(template: str, name: str) -> str:
-    """One prompt: the class name cleaned, its article chosen, "This is" put before a bare noun phrase.
+    """One prompt: the class name cleaned, its article chosen.
 
     >>> fill_template('a photo of {article} {}.', 'Aeroplane_wing')
-    'This is a photo of a aeroplane wing.'
+    'a photo of a aeroplane wing.'
 
     The article goes by the name's first letter *as written*, as in ViLD's tool, whose embeddings the published models
     were trained with.
     """
     article = 'an' if name[:1] in 'aeiou' and name else 'a'
     clean = name.replace('_', ' ').replace('/', ' or ').lower().rstrip('.')
-    prompt = template.replace('{article}', article).replace('{}', clean)
-    return f'This is {prompt}' if prompt.startswith(('a', 'the')) else prompt
+    return template.replace('{article}', article).replace('{}', clean)

@@ -92,8 +92,8 @@ class Vocabulary:
         name, _, variable = str(path).partition('::')
         if not Path(name).is_file():
             raise FileNotFoundError(f'vocabulary file {name} does not exist')
-        text = Path(name).read_text(encoding='utf-8')
         try:
+            text = Path(name).read_text(encoding='utf-8')
             categories = _literal(text, variable) if variable else json.loads(text)
             if isinstance(categories, Mapping):
                 categories = categories['categories']
@@ -134,11 +134,17 @@ def build_vocabulary(config: str | Mapping | Sequence[str] | Vocabulary) -> Voca
     if not isinstance(config, Mapping):
         return Vocabulary(tuple(config), (True,) * len(config))
     if set(config) <= {'things', 'stuff'}:
-        things, stuff = tuple(config.get('things', ())), tuple(config.get('stuff', ()))
+        things, stuff = (_listed(config, key) for key in ('things', 'stuff'))
         return Vocabulary(things + stuff, (True,) * len(things) + (False,) * len(stuff))
     if 'file' in config and set(config) <= {'file', 'allow_duplicates'}:
         return Vocabulary.from_file(config['file'], config.get('allow_duplicates', False))
     raise ValueError(f"a vocabulary config has the keys 'things'/'stuff' or 'file'/'allow_duplicates', got {sorted(config)}")
+
+
+def _listed(config: Mapping, key: str) -> tuple[str, ...]:
+    if isinstance(config.get(key), str):
+        raise ValueError(f'{key} must be a list of names, got {config[key]!r}')
+    return tuple(config.get(key, ()))
 
 
 def _literal(source: str, variable: str) -> object:

@@ -111,9 +111,7 @@ def test_cells_stay_on_their_pixels(patch: int, stride: int, tokens: int, spare:
     """A map that holds each token's own centre in pixels keeps holding pixel positions after resampling."""
     centres = (torch.arange(tokens) + 0.5) * patch
     pixels = tokens * patch + min(spare, patch - 1)
-    level = resize_to_stride(
-        centres.expand(1, 1, tokens, tokens), stride, (patch, patch), (tokens * patch, pixels)
-    )
+    level = resize_to_stride(centres.expand(1, 1, tokens, tokens), stride, (patch, patch), (tokens * patch, pixels))
     cells = (torch.arange(math.ceil(pixels / stride)) + 0.5) * stride
     expected = cells.clamp(centres[0], centres[-1])
     torch.testing.assert_close(level, expected.expand_as(level))
@@ -292,6 +290,7 @@ def test_every_parameter_that_trains_gets_a_gradient_and_no_other(options: dict)
     ({'trainable': 1, 'frozen_stages': 1}, 'trainable or frozen_stages, not both'),
     ({'strides': (8, 16)}, '2 strides for 4 out_indices'),
     ({'strides': (4, 8, 16, 0)}, 'strides must be positive'),
+    ({'strides': (4, 8, 16, 32.5)}, 'strides must be positive whole numbers'),
     ({'out_indices': (), 'strides': ()}, 'out_indices is empty'),
     ({'out_indices': (0, 1, 2, 4)}, r'block 4 does not exist; this tower has blocks 0\.\.3'),
     ({'out_indices': (0, 1, 2, -5)}, 'block -5 does not exist'),

@@ -1,8 +1,8 @@
 """The mini world: a generated data set in COCO's file formats on which tiny CLIPs learn within minutes.
 
-Things are told apart by their shape, stuff by its texture; colour is only a weak cue. Every image comes with exact
-instance and panoptic maps and with captions that name all its things but rarely its stuff, which is where the
-foreground bias of image-text models comes from.
+Things are told apart by their shape, stuff by its texture; colour is only a weak cue. Every image comes with
+exact instance and panoptic maps and with captions that name all its things but rarely its stuff, which is
+where the foreground bias of image-text models comes from.
 """
 
 from .captions import MAX_CAPTION_WORDS, caption, miniworld_words

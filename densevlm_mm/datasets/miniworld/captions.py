@@ -1,7 +1,7 @@
 """Captions of the mini world and the words they are made of.
 
-A caption names every thing, but a stuff region only now and then: an image-text model trained on such captions sees
-things everywhere, which is the foreground bias of CLIP.
+A caption names every thing, but a stuff region only now and then: an image-text model trained on such
+captions sees things everywhere, which is the foreground bias of CLIP.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import numpy as np
 
 from .classes import STUFF, THINGS
 
-# "a photo of a car and a star and a cup on grass and sand": at most five segments share an image, and three things
-# with two regions take the most words. With a start and an end token that makes 17 tokens.
+# "a photo of a car and a star and a cup on grass and sand": at most five segments share an image, and three
+# things on two regions take the most words. With a start and an end token that makes 17 tokens.
 MAX_CAPTION_WORDS = 15
 
 
@@ -37,15 +37,15 @@ def draw_captions(
     count: int,
     stuff_mention: float,
 ) -> list[str]:
-    """Draw ``count`` captions: all things in random order, each stuff region with probability ``stuff_mention``."""
+    """Draw captions with all things, shuffled, and each stuff region with probability ``stuff_mention``."""
     captions = []
     for _ in range(count):
         named = [things[index] for index in rng.permutation(len(things))]
-        mentioned = [name for name, draw in zip(stuff, rng.random(len(stuff))) if draw < stuff_mention]
+        mentioned = [stuff[index] for index in np.flatnonzero(rng.random(len(stuff)) < stuff_mention)]
         captions.append(caption(named, mentioned))
     return captions
 
 
 def miniworld_words() -> list[str]:
-    """Every word of the captions and of prompts such as ``'a photo of a {}.'``, sorted, without punctuation."""
+    """Every word of the captions and of prompts like ``'a photo of a {}.'``, sorted, without punctuation."""
     return sorted({'a', 'photo', 'of', 'and', 'on', *THINGS, *STUFF})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 
 @dataclass(frozen=True)
@@ -18,18 +18,18 @@ class Category:
     def segment_id(self) -> int:
         """Id of this class's segment in every panoptic map, in [1, 2^24).
 
-        A class occurs at most once per image, so one id per class is enough. Multiplying by an odd constant is a
-        bijection modulo 2^24: ids stay distinct, and all three colour channels of the map are in use.
+        A class occurs at most once per image, so one id per class is enough. Multiplying by an odd constant
+        is a bijection modulo 2^24: ids stay distinct, and all three channels of the PNG are in use.
         """
         return self.id * 0x9E3779B1 % 2**24
 
     def to_coco(self) -> dict[str, int | str]:
         """The entry of this class in a panoptic ``categories`` list."""
-        return {'id': self.id, 'name': self.name, 'supercategory': self.supercategory, 'isthing': int(self.isthing)}
+        return {**asdict(self), 'isthing': int(self.isthing)}
 
 
-# As in COCO, ids have gaps, things come before stuff, and stuff starts beyond the things' range: code that mistakes
-# an id for an index shows it here.
+# As in COCO, ids have gaps, things come before stuff, and stuff starts beyond the things' range: code that
+# mistakes an id for an index shows it here.
 CATEGORIES: tuple[Category, ...] = (
     Category(1, 'car', 'vehicle', True),
     Category(2, 'house', 'building', True),

@@ -37,7 +37,8 @@ def panoptic_folder(root: Path, split: str) -> Path:
 
 def annotation_files(root: Path, split: str) -> dict[str, Path]:
     """The annotation files of a split: ``instances``, ``panoptic`` and ``captions``."""
-    return {kind: root / 'annotations' / f'{kind}_{split}.json' for kind in ('instances', 'panoptic', 'captions')}
+    folder = root / 'annotations'
+    return {kind: folder / f'{kind}_{split}.json' for kind in ('instances', 'panoptic', 'captions')}
 
 
 def write_scene(root: Path, split: str, image_id: int, scene: Scene, captions: Sequence[str]) -> Annotations:
@@ -66,8 +67,8 @@ def annotate(image_id: int, stem: str, scene: Scene, captions: Sequence[str]) ->
         }
         segments.append({'id': segment.id, **region})
         if segment.category.isthing:
-            instance_id = 10 * image_id + len(instances)
-            instances.append({'id': instance_id, 'image_id': image_id, **region, 'segmentation': encode_mask(mask)})
+            ids = {'id': 10 * image_id + len(instances), 'image_id': image_id}
+            instances.append({**ids, **region, 'segmentation': encode_mask(mask)})
     return Annotations(
         image={'id': image_id, 'file_name': f'{stem}.jpg', 'height': height, 'width': width},
         instances=instances,

@@ -90,8 +90,8 @@ def generate_miniworld(
 ) -> bool:
     """Write a mini world in COCO's layout, unless ``root`` holds the very same one already.
 
-    The data set appears under ``root`` only when it is complete: it is written beside ``root`` and renamed. The files
-    depend on the options of the world and on the versions of NumPy and Pillow alone, not on ``workers``.
+    The data set appears under ``root`` only when it is complete: it is written beside ``root`` and renamed.
+    The files depend on the options of the world and the versions of NumPy and Pillow, not on ``workers``.
 
     Args:
         root: Folder of the data set, to be created.
@@ -118,7 +118,7 @@ def generate_miniworld(
     world = World(seed, size, oblong, texture_noise, stuff_mention, captions_per_image)
     counts = {'train2017': num_train, 'val2017': num_val}
     if not all(0 <= count <= MAX_IMAGES for count in counts.values()):
-        raise ValueError(f'num_train and num_val must lie between 0 and {MAX_IMAGES}, got {num_train} and {num_val}')
+        raise ValueError(f'num_train and num_val must lie in [0, {MAX_IMAGES}], got {[*counts.values()]}')
     if workers < 1:
         raise ValueError(f'workers must be at least 1, got {workers}')
     # A root that is a link is filled where it points to: a rename must not cross file systems.
@@ -136,16 +136,21 @@ def generate_miniworld(
 
 
 def _parameters(world: World, counts: dict[str, int]) -> dict[str, Any]:
-    return {'generator_version': GENERATOR_VERSION, **asdict(world), 'size': list(world.size), 'images': counts}
+    # Lists, as JSON gives them back: the parameters are compared with those of the marker.
+    return {'generator_version': GENERATOR_VERSION, **asdict(world), 'size': [*world.size], 'images': counts}
 
 
 def _is_up_to_date(root: Path, world: World, counts: dict[str, int], *, force: bool) -> bool:
-    """Whether ``root`` holds this world; raises FileExistsError if it holds something that must not be replaced."""
+    """Whether ``root`` holds this world.
+
+    Raises:
+        FileExistsError: It holds something else that must not be replaced.
+    """
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
     marker = root / MARKER
     if not marker.is_file():
-        raise FileExistsError(f'{root} exists but is no mini world (it has no {MARKER}): choose another folder')
+        raise FileExistsError(f'{root} is no mini world (it has no {MARKER}): choose another folder')
     wanted, found = _parameters(world, counts), json.loads(marker.read_text(encoding='utf-8'))
     if wanted == found and _is_complete(root, counts):
         return True
@@ -154,7 +159,7 @@ def _is_up_to_date(root: Path, world: World, counts: dict[str, int], *, force: b
     if wanted == found:
         raise FileExistsError(f'{root} lacks files: write it again with force')
     differences = ', '.join(
-        f'{key} {found.get(key)} instead of {value}' for key, value in wanted.items() if found.get(key) != value
+        f'{key} {found.get(key)} instead of {wanted[key]}' for key in wanted if found.get(key) != wanted[key]
     )
     raise FileExistsError(
         f'{root} holds another mini world ({differences}): choose another folder, or replace it with force'
@@ -213,4 +218,5 @@ def _write_chunks(
 
 
 def _write_chunk(root: Path, world: World, split: str, indices: range) -> list[Annotations]:
-    return [write_scene(root, split, FIRST_ID[split] + index, *world.render(split, index)) for index in indices]
+    first = FIRST_ID[split]
+    return [write_scene(root, split, first + index, *world.render(split, index)) for index in indices]

@@ -33,7 +33,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Scene:
-    """An image (H, W, 3) uint8, its segment map (H, W) int32 and the segments that occur in it, stuff first."""
+    """An image (H, W, 3) uint8, its segment map (H, W) int32 and the segments in it, stuff first."""
 
     image: np.ndarray
     segment_map: np.ndarray
@@ -92,7 +92,7 @@ def render_scene(
 def check_scene_options(*, size: tuple[int, int], oblong: float, texture_noise: float) -> None:
     """Raise a ValueError that names the option of ``render_scene`` which lies outside its range."""
     if len(size) != 2 or min(size) < MIN_SIZE or any(side != int(side) for side in size):
-        raise ValueError(f'size must be (width, height) in whole pixels, at least {MIN_SIZE} each, got {size}')
+        raise ValueError(f'size must be (width, height) in pixels, whole and at least {MIN_SIZE}, got {size}')
     for name, share in (('oblong', oblong), ('texture_noise', texture_noise)):
         if not 0 <= share <= 1:
             raise ValueError(f'{name} must lie in [0, 1], got {share}')
@@ -132,7 +132,9 @@ def _cut(rng: np.random.Generator, labels: np.ndarray, *, label: int, share: flo
     labels[inside & (across > np.quantile(across[inside], 1 - share))] = label
 
 
-def _place_things(rng: np.random.Generator, image: np.ndarray, labels: np.ndarray, things: list[str]) -> list[str]:
+def _place_things(
+    rng: np.random.Generator, image: np.ndarray, labels: np.ndarray, things: list[str]
+) -> list[str]:
     """Paint things into ``image`` and ``labels``; return those that found room.
 
     The first one always does: the smallest thing hides less of any region than the region can spare.

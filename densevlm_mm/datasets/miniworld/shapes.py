@@ -1,7 +1,7 @@
 """The things of the mini world, drawn from polygons.
 
-A thing is recognised by its silhouette and parts. Its hue is drawn around a centre of its class, but so widely that
-neighbouring classes overlap.
+A thing is recognised by its silhouette and parts. Its hue is drawn around a centre of its class, but so
+widely that neighbouring classes overlap.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ def draw_thing(rng: np.random.Generator, name: str, side: float) -> tuple[np.nda
         side: Length of the longer side of its box, in pixels.
 
     Returns:
-        colour (h, w, 3) float32 in [0, 255] and coverage (h, w) float32 in [0, 1]; the longer of h and w is ``side``,
-        rounded.
+        colour (h, w, 3) float32 in [0, 255] and coverage (h, w) float32 in [0, 1]; the longer of h and w is
+        ``side``, rounded.
     """
     aspect, parts = SHAPES[name]
     width = max(1, round(side * min(1.0, aspect)))
     height = max(1, round(side * min(1.0, 1 / aspect)))
     palette = _palette(rng, THINGS.index(name) / len(THINGS))
-    canvas_size = (width * SUPERSAMPLING, height * SUPERSAMPLING)
+    columns, rows = width * SUPERSAMPLING, height * SUPERSAMPLING
     # The canvas starts in the body's colour, so that a half covered rim keeps the thing's colour.
-    colour = Image.new('RGB', canvas_size, palette['body'])
-    coverage = Image.new('L', canvas_size)
+    colour = Image.new('RGB', (columns, rows), palette['body'])
+    coverage = Image.new('L', (columns, rows))
     colour_pen, coverage_pen = ImageDraw.Draw(colour), ImageDraw.Draw(coverage)
     mirrored = rng.random() < 0.5
     for role, outline in parts:
-        points = [((1 - x if mirrored else x) * (canvas_size[0] - 1), y * (canvas_size[1] - 1)) for x, y in outline]
+        points = [((1 - x if mirrored else x) * (columns - 1), y * (rows - 1)) for x, y in outline]
         colour_pen.polygon(points, fill=palette[role])
         coverage_pen.polygon(points, fill=255)
     return (
@@ -70,18 +70,20 @@ def _box(x0: float, y0: float, x1: float, y1: float) -> list[Point]:
     return [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]
 
 
-def _arc(x: float, y: float, radius_x: float, radius_y: float, start: float = 0, stop: float = 1) -> list[Point]:
+def _arc(
+    x: float, y: float, radius_x: float, radius_y: float, start: float = 0, stop: float = 1
+) -> list[Point]:
     """Points on an ellipse; ``start`` and ``stop`` in turns, clockwise from the right."""
-    turns = [start + (stop - start) * step / 24 for step in range(25)]
-    return [(x + radius_x * math.cos(math.tau * turn), y + radius_y * math.sin(math.tau * turn)) for turn in turns]
+    angles = [math.tau * (start + (stop - start) * step / 24) for step in range(25)]
+    return [(x + radius_x * math.cos(angle), y + radius_y * math.sin(angle)) for angle in angles]
 
 
 def _star(points: int, inner: float) -> list[Point]:
     """A star with its tip up that fills the unit square."""
     corners = []
     for step in range(2 * points):
-        radius = inner if step % 2 else 1.0
-        corners.append((radius * math.sin(math.pi * step / points), -radius * math.cos(math.pi * step / points)))
+        radius, angle = inner if step % 2 else 1.0, math.pi * step / points
+        corners.append((radius * math.sin(angle), -radius * math.cos(angle)))
     left, top = (min(corner[axis] for corner in corners) for axis in (0, 1))
     right, bottom = (max(corner[axis] for corner in corners) for axis in (0, 1))
     return [((x - left) / (right - left), (y - top) / (bottom - top)) for x, y in corners]
@@ -93,9 +95,11 @@ def _petals(count: int) -> list[Part]:
 
 
 # name -> (width / height, parts in the order of painting); coordinates in [0, 1] of the box, y downwards.
+# fmt: off
 SHAPES: dict[str, tuple[float, list[Part]]] = {
     'car': (1.6, [
-        ('body', [(0, 0.55), (0.2, 0.42), (0.34, 0), (0.74, 0), (0.86, 0.42), (1, 0.5), (1, 0.82), (0, 0.82)]),
+        ('body', [(0, 0.55), (0.2, 0.42), (0.34, 0), (0.74, 0), (0.86, 0.42), (1, 0.5), (1, 0.82),
+                  (0, 0.82)]),
         ('light', [(0.29, 0.4), (0.38, 0.1), (0.52, 0.1), (0.52, 0.4)]),
         ('light', [(0.58, 0.4), (0.58, 0.1), (0.71, 0.1), (0.78, 0.4)]),
         ('dark', _arc(0.24, 0.8, 0.125, 0.2)),
@@ -150,3 +154,4 @@ SHAPES: dict[str, tuple[float, list[Part]]] = {
         ('light', _arc(0.5, 0.31, 0.16, 0.105)),
     ]),
 }
+# fmt: on

@@ -1,8 +1,8 @@
 """The stuff of the mini world: textures in pairs of like colour.
 
-Each texture is a *pattern*, a field of mean 0 and standard deviation 1 that modulates the brightness of a colour. Two
-classes share each colour, so that only the pattern tells them apart. Lengths are in *units* of 1/64 of the image's
-short side: a world of twice the size looks the same, only finer.
+Each texture is a *pattern*, a field of mean 0 and standard deviation 1 that modulates the brightness of a
+colour. Two classes share each colour, so that only the pattern tells them apart. Lengths are in *units* of
+1/64 of the short side of an image: a world of twice the size looks the same, only finer.
 """
 
 from __future__ import annotations
@@ -30,20 +30,18 @@ class Canvas:
     pixels_per_unit: float
 
     def noise(self, across: float, along: float, angle: float = 0.0) -> np.ndarray:
-        """Smooth Gaussian noise (H, W): bicubic between lattice points ``across`` and ``along`` units apart."""
+        """Smooth noise (H, W): bicubic between normal values ``across`` and ``along`` units apart."""
         steps = across * self.pixels_per_unit, along * self.pixels_per_unit
         diagonal = math.hypot(self.height, self.width)
         columns, rows = (math.ceil(diagonal / step) + 4 for step in steps)
         lattice = Image.fromarray(self.rng.standard_normal((rows, columns), dtype=np.float32))
-        cos, sin = math.cos(angle), math.sin(angle)
+        # Output pixel -> lattice point: (x, y) -> (a x + b y + c, d x + e y + f), centre to centre.
+        a, b = math.cos(angle) / steps[0], math.sin(angle) / steps[0]
+        d, e = -math.sin(angle) / steps[1], math.cos(angle) / steps[1]
         x, y = self.width / 2, self.height / 2
-        # Output pixel -> lattice point, the image's centre lying on the lattice's.
-        transform = (
-            cos / steps[0], sin / steps[0], columns / 2 - (cos * x + sin * y) / steps[0],
-            -sin / steps[1], cos / steps[1], rows / 2 - (cos * y - sin * x) / steps[1],
-        )
-        size = (self.width, self.height)
-        return np.asarray(lattice.transform(size, Image.Transform.AFFINE, transform, Image.Resampling.BICUBIC))
+        transform = (a, b, columns / 2 - a * x - b * y, d, e, rows / 2 - d * x - e * y)
+        method, filtering = Image.Transform.AFFINE, Image.Resampling.BICUBIC
+        return np.asarray(lattice.transform((self.width, self.height), method, transform, filtering))
 
     def axes(self, angle: float) -> tuple[np.ndarray, np.ndarray]:
         """Coordinates (H, W) in units along ``angle`` and perpendicular to it."""
@@ -74,8 +72,8 @@ def paint_texture(
         height: Height in pixels.
         width: Width in pixels.
         pixels_per_unit: Pixels per 1/64 of the short side of a standard image.
-        texture_noise: How confusable the classes are, in [0, 1]. It widens the spread of colours, lowers the contrast
-            and mixes in the pattern of another class.
+        texture_noise: How confusable the classes are, in [0, 1]. It widens the spread of colours, lowers the
+            contrast and mixes in the pattern of another class.
 
     Returns:
         (H, W, 3) float32, about [0, 255] but not clipped.

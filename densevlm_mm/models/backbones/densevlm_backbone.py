@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from mmengine.model import BaseModule
 from torch import Tensor
@@ -52,7 +51,7 @@ class DenseVLMBackbone(BaseModule):
         checkpoint: str | None = None,
         out_indices: Sequence[int] = (3, 5, 7, 11),
         *,
-        strides: Sequence[float] | None = (4, 8, 16, 32),
+        strides: Sequence[int] | None = (4, 8, 16, 32),
         trainable: int | None = None,
         frozen_stages: int | None = None,
         dense_mode: str = 'value',
@@ -108,9 +107,7 @@ class DenseVLMBackbone(BaseModule):
         if frozen_stages is not None and not -1 <= frozen_stages <= count:
             raise ValueError(f'frozen_stages must be in -1..{count}, got {frozen_stages}')
         if trainable is not None and not 0 <= trainable <= self.depth:
-            raise ValueError(
-                f'trainable must be in 0..{self.depth}, the blocks that the outputs use, got {trainable}'
-            )
+            raise ValueError(f'trainable must be in 0..{self.depth}, the blocks that the outputs use, got {trainable}')
         first = self.depth - (trainable or 0) if frozen_stages is None else max(frozen_stages, 0)
         self.tower.set_trainable(count - first, self.dense_mode)
         if frozen_stages == -1:
@@ -121,9 +118,7 @@ class DenseVLMBackbone(BaseModule):
         self.train(self.training)
 
 
-def resize_to_stride(
-    tokens: Tensor, stride: float, patch_size: Sequence[int], image_size: Sequence[int]
-) -> Tensor:
+def resize_to_stride(tokens: Tensor, stride: int, patch_size: Sequence[int], image_size: Sequence[int]) -> Tensor:
     """Resample a token map bilinearly to cells of ``stride`` pixels, each aligned exactly with its pixels.
 
     Args:
@@ -135,25 +130,19 @@ def resize_to_stride(
     Returns:
         ``(B, C, ceil(H / stride), ceil(W / stride))``.
     """
-    cells = [math.ceil(pixels / stride) for pixels in image_size]
-    if all(stride == patch for patch in patch_size) and cells == list(tokens.shape[-2:]):
-        return tokens
-    # Not F.interpolate: it stretches maps whose pixels the stride does not divide.
-    rows, columns = (
-        _linear_weights(c, n, stride / patch).to(tokens)
-        for c, n, patch in zip(cells, tokens.shape[-2:], patch_size, strict=True)
-    )
-    return rows @ tokens @ columns.T
+    rows, columns = (math.ceil(pixels / stride) for pixels in image_size)
+    # Up to where patches and cells end together: an interpolation between any other extents stretches the map.
+    periods = [math.lcm(patch, stride) for patch in patch_size]
+    extent = [math.ceil(n * stride / period) * period for n, period in zip((rows, columns), periods, strict=True)]
+    bottom, right = (e // p - n for e, p, n in zip(extent, patch_size, tokens.shape[-2:], strict=True))
+    if bottom or right:
+        tokens = F.pad(tokens, (0, right, 0, bottom), mode='replicate')
+    size = [e // stride for e in extent]
+    return F.interpolate(tokens, size, mode='bilinear', align_corners=False)[..., :rows, :columns]
 
 
-def _linear_weights(cells: int, tokens: int, step: float) -> Tensor:
-    """Weights ``(cells, tokens)`` of tokens in cells that lie ``step`` tokens apart."""
-    positions = ((torch.arange(cells) + 0.5) * step - 0.5).clamp(0, tokens - 1)
-    return (1 - (positions[:, None] - torch.arange(tokens)).abs()).clamp(min=0)
-
-
-def _check_strides(strides: Sequence[float], levels: int) -> None:
+def _check_strides(strides: Sequence[int], levels: int) -> None:
     if len(strides) != levels:
         raise ValueError(f'{len(strides)} strides for {levels} out_indices; give one each, or None')
-    if min(strides, default=1) <= 0:
-        raise ValueError(f'strides must be positive, got {strides}')
+    if any(not isinstance(stride, int) or stride < 1 for stride in strides):
+        raise ValueError(f'strides must be positive whole numbers of pixels, got {strides}')

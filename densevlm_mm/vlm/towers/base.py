@@ -126,10 +126,7 @@ class VisionTower(nn.Module):
         self.check_mode(mode)
         tokens, maps = self.stem(images.to(self.dtype)), {}
         for index in range(last + 1 if depth is None else depth):
-            if index == last and mode != 'vanilla':
-                tokens = self.run_last_block(tokens, grid, mode)
-            else:
-                tokens = self.run_block(index, tokens, grid)
+            tokens = self._run(index, tokens, grid, mode if index == last else 'vanilla')
             if index in wanted:
                 maps[index] = to_map(tokens[:, 1:], grid)
         return TowerOutput(tokens=tokens, maps=[maps[i] for i in wanted], grid=grid)
@@ -141,6 +138,13 @@ class VisionTower(nn.Module):
     def encode_dense(self, images: Tensor, mode: str = 'value') -> Tensor:
         """Dense embeddings ``(B, embed_dim, h, w)`` of images (B, 3, H, W), not normalised."""
         return self.dense_map(self.run(images, mode))
+
+    def encode_image_and_dense(self, images: Tensor, mode: str = 'value') -> tuple[Tensor, Tensor]:
+        """`encode_image` and `encode_dense` from one pass: only the last block runs twice."""
+        last = len(self.blocks) - 1
+        early = self.run(images, mode, depth=last)
+        image, dense = (self._run(last, early.tokens, early.grid, m) for m in ('vanilla', mode))
+        return self.pool(image), self.dense_map(TowerOutput(dense, [], early.grid))
 
     def dense_map(self, output: TowerOutput) -> Tensor:
         """Projected patch tokens of a pass as a map ``(B, embed_dim, h, w)``."""
@@ -183,6 +187,11 @@ class VisionTower(nn.Module):
             if parameters and not any(p.requires_grad for p in parameters):
                 nn.Module.train(module, False)  # the tower itself may be one of them
         return self
+
+    def _run(self, index: int, tokens: Tensor, grid: tuple[int, int], mode: str) -> Tensor:
+        if mode == 'vanilla':
+            return self.run_block(index, tokens, grid)
+        return self.run_last_block(tokens, grid, mode)
 
     def block_index(self, index: int) -> int:
         """Index counted from 0; negative ones count from the end.

@@ -58,7 +58,7 @@ class OpenAITower(VisionTower):
             act_layer=act,
             norm_layer=partial(LayerNorm, **(cfg.norm_kwargs or {})),
         )
-        self.image_size, self.patch_size = self.trunk.image_size, self.trunk.patch_size
+        self.image_size, self.patch_size = tuple(self.trunk.image_size), tuple(self.trunk.patch_size)
 
     @property
     def blocks(self) -> Sequence[ResidualAttentionBlock]:

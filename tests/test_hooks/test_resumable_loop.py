@@ -1,0 +1,175 @@
+"""The loop's place in the data: batches after a resume are those of a run that was never interrupted."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.hooks import Hook
+from mmengine.model import BaseModel
+from mmengine.runner import IterBasedTrainLoop, Runner
+from torch import Tensor, nn
+
+from densevlm_mm.datasets import EpochSampler
+from densevlm_mm.hooks import ResumableTrainLoop
+from densevlm_mm.registry import DATASETS, LOOPS
+
+names = (f'loop{i}' for i in itertools.count())
+
+
+class Model(BaseModel):
+    """Remembers what it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+        self.batches: list[list[tuple[int, list]]] = []
+
+    def forward(self, inputs: list[Tensor], data_samples: list, mode: str) -> dict[str, Tensor]:
+        assert mode == 'loss'
+        self.batches.append([(s.img_id, s.gt_regions.boxes.tolist()) for s in data_samples])
+        return {'loss': self.weight * sum(image.float().mean() for image in inputs)}
+
+
+class StopAfter(Hook):
+    """An interruption, without a checkpoint."""
+
+    def __init__(self, iterations: int) -> None:
+        self.iterations = iterations
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        if runner.iter + 1 == self.iterations:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture
+def dataset(miniworld: Path):
+    """24 images, five batches of 5 per epoch with the last one smaller."""
+    pipeline = [
+        {'type': 'densevlm_mm.LoadImage'},
+        {'type': 'densevlm_mm.ResizeLongestPad', 'size': 16},
+        {'type': 'densevlm_mm.SampleGridRegions'},
+        {'type': 'densevlm_mm.PackRegions'},
+    ]
+    config = {'type': 'densevlm_mm.ImageDataset', 'data_root': str(miniworld), 'pipeline': pipeline}
+    config |= {'ann_file': 'annotations/instances_train2017.json', 'data_prefix': {'img_path': 'train2017'}}
+    return DATASETS.build(config)
+
+
+@pytest.fixture
+def train(tmp_path, dataset) -> Callable[..., list]:
+    """Runs `max_iters` iterations with a checkpoint every third one; returns the batches that the model saw."""
+
+    def run(
+        folder: str,
+        *,
+        max_iters: int = 13,
+        stop_after: int | None = None,
+        resume: bool = False,
+        loop: str = 'densevlm_mm.ResumableTrainLoop',
+        sampler: object = None,
+        **loader: object,
+    ) -> list:
+        model = Model()
+        runner = Runner(
+            model,
+            work_dir=str(tmp_path / folder),
+            train_dataloader={
+                'dataset': dataset,
+                'batch_size': 5,
+                'sampler': sampler or {'type': 'densevlm_mm.EpochSampler'},
+                'collate_fn': {'type': 'pseudo_collate'},
+                'num_workers': 0,
+                **loader,
+            },
+            train_cfg={'type': loop, 'max_iters': max_iters},
+            optim_wrapper={'optimizer': {'type': 'SGD', 'lr': 0.1}},
+            default_hooks={
+                'checkpoint': {'type': 'CheckpointHook', 'by_epoch': False, 'interval': 3},
+                'logger': None,
+                'sampler_seed': None,
+            },
+            custom_hooks=[StopAfter(stop_after)] if stop_after else [],
+            resume=resume,
+            randomness={'seed': 5},
+            experiment_name=next(names),
+            log_level='ERROR',
+        )
+        try:
+            runner.train()
+        except KeyboardInterrupt:
+            assert stop_after
+        return model.batches
+
+    return run
+
+
+def images(batches: list) -> list[int]:
+    return [img_id for batch in batches for img_id, _ in batch]
+
+
+def test_registered():
+    assert LOOPS.get('densevlm_mm.ResumableTrainLoop') is ResumableTrainLoop
+    assert issubclass(ResumableTrainLoop, IterBasedTrainLoop)
+
+
+def test_epochs_roll_over(train):
+    """Each epoch shows every image once, in an order and with grids of its own."""
+    batches = train('whole', max_iters=10)
+    epochs = images(batches[:5]), images(batches[5:])
+    assert [len(batch) for batch in batches] == 2 * [5, 5, 5, 5, 4]
+    assert epochs[0] != epochs[1]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(set(epochs[0]))
+    first, second = (dict(pair for batch in part for pair in batch) for part in (batches[:5], batches[5:]))
+    assert sum(first[i] != second[i] for i in first) > 12
+
+
+def test_batches_are_those_of_the_sampler(train, dataset):
+    batches = train('whole', max_iters=10)
+    sampler, expected = EpochSampler(dataset, seed=5), []
+    for epoch in range(2):
+        sampler.set_epoch(epoch)
+        expected += [dataset[item]['data_samples'] for item in sampler]
+    assert [pair for batch in batches for pair in batch] == [(s.img_id, s.gt_regions.boxes.tolist()) for s in expected]
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+@pytest.mark.parametrize('drop_last', [False, True])
+@pytest.mark.parametrize('stop_after', [5, 8])
+def test_resumed_run_sees_the_same_batches(train, workers, drop_last, stop_after):
+    """Interrupted after 5 (8) iterations, it goes on from the checkpoint at 3 (6), in the first (second) epoch."""
+    loader = {'num_workers': workers, 'drop_last': drop_last, 'persistent_workers': workers > 0}
+    whole = train('whole', drop_last=drop_last)
+    before = train('parts', stop_after=stop_after, **loader)
+    after = train('parts', resume=True, **loader)
+    done = stop_after // 3 * 3
+    assert before == whole[:stop_after]
+    assert after == whole[done:]
+    assert len(whole) == 13
+
+
+def test_run_that_is_complete_does_nothing_when_resumed(train):
+    train('whole', max_iters=6)
+    assert train('whole', max_iters=6, resume=True) == []
+
+
+def test_data_that_was_trained_on_is_not_read_again(train, dataset, monkeypatch):
+    train('parts', stop_after=10)
+    read = []
+    original = dataset.prepare_data
+    monkeypatch.setattr(dataset, 'prepare_data', lambda item: read.append(item) or original(item))
+    after = train('parts', resume=True)
+    assert len(read) == len(images(after)) == 5 + 5 + 5 + 5 - 1  # iterations 9 (the last of its epoch) to 12
+
+
+def test_other_samplers_are_refused(train):
+    with pytest.raises(TypeError, match='ResumableTrainLoop needs sampler=.*EpochSampler.*, not DefaultSampler'):
+        train('run', sampler={'type': 'DefaultSampler', 'shuffle': True})
+
+
+def test_less_data_than_a_batch(train):
+    with pytest.raises(ValueError, match='24 images per process and epoch, less than one batch of 30'):
+        train('run', batch_size=30, drop_last=True)

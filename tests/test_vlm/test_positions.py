@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from densevlm_mm.vlm import load_vlm
+from densevlm_mm.vlm.positions import resize_position_embedding, rotary_table
+
+CPU = torch.device('cpu')
+grids = st.tuples(st.integers(1, 9), st.integers(1, 9))
+
+
+@given(grids, grids)
+def test_tables_are_resized_bicubically_without_antialiasing(grid, native):
+    table = torch.randn(1, 1 + native[0] * native[1], 4, generator=torch.Generator().manual_seed(0))
+    resized = resize_position_embedding(table, grid, native)
+    cells = table[:, 1:].transpose(1, 2).unflatten(2, native)
+    if grid != native:
+        cells = F.interpolate(cells, size=grid, mode='bicubic', align_corners=False, antialias=False)
+    torch.testing.assert_close(resized[:, 1:], cells.flatten(2).transpose(1, 2))
+    assert torch.equal(resized[:, :1], table[:, :1])
+
+
+def test_equal_counts_are_not_equal_grids():
+    table = torch.randn(1, 1 + 24, 4)
+    assert not torch.equal(resize_position_embedding(table, (4, 6), (6, 4)), table)
+    assert resize_position_embedding(table, (6, 4), (6, 4)) is table
+
+
+def test_a_resized_table_keeps_its_dtype_and_gradient():
+    table = torch.randn(1, 10, 4, dtype=torch.bfloat16, requires_grad=True)
+    resized = resize_position_embedding(table, (5, 2), (3, 3))
+    assert resized.dtype == torch.bfloat16
+    resized.sum().backward()
+    assert table.grad.abs().sum() > 0
+
+
+@given(grids, st.sampled_from([8, 16, 64]), st.integers(1, 24))
+def test_rotary_angles(grid, head_dim, span):
+    """Half of a head turns with the row, half with the column, each frequency twice."""
+    height, width = grid
+    frequencies = 10000.0 ** (-torch.arange(head_dim // 4) / (head_dim // 4)).repeat_interleave(2)
+    rows = (torch.arange(height) / height * span)[:, None, None] * frequencies
+    columns = (torch.arange(width) / width * span)[None, :, None] * frequencies
+    angles = torch.cat([rows.expand(height, width, -1), columns.expand(height, width, -1)], -1).flatten(0, 1)
+    table = rotary_table(grid, head_dim, span, CPU)
+    assert table.shape == (height * width, 2 * head_dim)
+    torch.testing.assert_close(table, torch.cat([angles.sin(), angles.cos()], -1), rtol=1e-5, atol=1e-5)
+
+
+def test_every_grid_covers_the_span_of_pre_training():
+    """The native grid has one position per cell; twice as many cells lie at half steps."""
+    native, finer = rotary_table((4, 4), 16, 4, CPU), rotary_table((8, 8), 16, 4, CPU)
+    assert torch.equal(finer.unflatten(0, (8, 8))[::2, ::2].flatten(0, 1), native)
+
+
+def test_a_table_is_made_once():
+    assert rotary_table((3, 5), 16, 4, CPU) is rotary_table((3, 5), 16, 4, CPU)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_a_table_is_not_rounded_by_autocast(dtype):
+    expected = rotary_table((3, 5), 16, 4, CPU)
+    rotary_table.cache_clear()
+    with torch.autocast('cpu', dtype=dtype):
+        table = rotary_table((3, 5), 16, 4, CPU)
+    assert table.dtype == torch.float32
+    assert torch.equal(table, expected)
+
+
+def test_a_table_made_under_inference_mode_serves_training(word_arch):
+    vlm = load_vlm(word_arch)
+    images = torch.randn(1, 3, 16, 24)
+    rotary_table.cache_clear()
+    with torch.inference_mode():
+        expected = vlm.encode_image(images)
+    assert rotary_table.cache_info().currsize == 1
+    features = vlm.encode_image(images)
+    torch.testing.assert_close(features, expected.clone())
+    features.sum().backward()
+    assert vlm.visual.blocks[0].attn.q_proj.weight.grad.abs().sum() > 0
+    assert rotary_table.cache_info().currsize == 1
