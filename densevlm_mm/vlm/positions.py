@@ -51,4 +51,4 @@ def rotary_table(grid: tuple[int, int], head_dim: int, span: int, device: torch.
         sin, cos = build_rotary_pos_embed(
             list(grid), dim=head_dim, in_pixels=False, ref_feat_shape=[span, span], device=device, dtype=torch.float32
         )
-    return torch.cat([sin, cos], dim=-1)
+        return torch.cat([sin, cos], dim=-1)

@@ -96,13 +96,13 @@ def load_class_embeddings(path: str | Path, names: Sequence[str], embed_dim: int
         raise FileNotFoundError(f'class embedding file {path} does not exist')
     try:
         stored = np.load(path) if path.suffix == '.npy' else torch.load(path, map_location='cpu', weights_only=True)
+        stored = stored if isinstance(stored, dict) else {'embeddings': stored}
+        embeddings = torch.as_tensor(stored['embeddings']).float()
     except Exception as error:
-        raise ValueError(f'{path} cannot be read as class embeddings (.npy or .pt): {error}') from error
-    stored_names = stored.get('names') if isinstance(stored, dict) else None
-    stored = stored.get('embeddings') if isinstance(stored, dict) else stored
-    if stored is None:
-        raise ValueError(f"{path} holds no 'embeddings'")
-    embeddings = torch.as_tensor(stored).float()
+        raise ValueError(
+            f"{path} cannot be read as class embeddings: make it an array (.npy), a tensor or {{'embeddings': tensor}}"
+        ) from error
+    stored_names = stored.get('names')
     if embeddings.ndim != 2 or embeddings.shape[0] != len(names):
         raise ValueError(f'{path} has shape {tuple(embeddings.shape)}, but the vocabulary has {len(names)} classes')
     if embeddings.shape[1] != embed_dim:

@@ -102,6 +102,8 @@ def train(tmp_path, dataset) -> Callable[..., list]:
             runner.train()
         except KeyboardInterrupt:
             assert stop_after
+        finally:  # end the workers here, not when a garbage collection happens to find them
+            runner.train_loop.dataloader_iterator = runner.train_dataloader._iterator = None
         return model.batches
 
     return run

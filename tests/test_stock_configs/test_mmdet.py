@@ -16,6 +16,7 @@ pytest.importorskip('mmdet')
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 TINY = {
     'train_cfg.max_epochs': 1,
+    'default_hooks.checkpoint.save_optimizer': False,
     'train_dataloader.dataset.pipeline.2.scale': (128, 96),
     'val_dataloader.dataset.pipeline.1.scale': (128, 96),
     'test_dataloader.dataset.pipeline.1.scale': (128, 96),
@@ -26,7 +27,12 @@ FEW_PROPOSALS = {
     for part in ('train_cfg.rpn_proposal', 'test_cfg.rpn')
     for key in ('nms_pre', 'max_per_img')
 }
-TWO_STAGE = {**TINY, **FEW_PROPOSALS, 'model.roi_head.bbox_head.num_classes': 2}
+TWO_STAGE = {
+    **TINY,
+    **FEW_PROPOSALS,
+    'model.roi_head.bbox_head.num_classes': 2,
+    'model.roi_head.bbox_head.fc_out_channels': 64,
+}
 OPTIONS = {
     'my_faster_rcnn': TWO_STAGE,
     'my_mask_rcnn': {**TWO_STAGE, 'model.roi_head.mask_head.num_classes': 2},

@@ -19,6 +19,7 @@ pytest.importorskip('mmseg')
 TINY = {
     'train_cfg.max_iters': 1,
     'train_cfg.val_interval': 1,
+    'default_hooks.checkpoint.save_optimizer': False,
     'train_dataloader.batch_size': 2,
     'train_dataloader.dataset.pipeline.2.scale': (256, 64),
     'train_dataloader.dataset.pipeline.3.crop_size': (64, 64),

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from densevlm_mm.registry import MODELS
 from densevlm_mm.vlm import VLM, Vocabulary, build_vocabulary, class_embeddings, load_class_embeddings
+from densevlm_mm.vlm.factory import resolve_dtype
 
 from .base import FrozenDenseTeacher, RegionDistiller, batch_boxes, load_on_device
 
@@ -67,10 +68,12 @@ class DenseVLM(RegionDistiller):
                 return load_class_embeddings(files[who], self.vocabulary.names, vlm.embed_dim)
             return class_embeddings(vlm, self.vocabulary.names, templates, normalize=normalize_text)
 
-        teacher_vlm = load_on_device(teacher)
+        # class embeddings are made in fp32 even where the tower then runs in half precision
+        teacher_vlm = load_on_device({**teacher, 'dtype': None})
         self.register_buffer('teacher_text', embed(teacher_vlm, 'teacher'), persistent=False)
         self.register_buffer('student_text', embed(self.student.to(teacher_vlm.device), 'student'), persistent=False)
-        self.hold_teacher(FrozenDenseTeacher(teacher_vlm.visual, teacher_vlm.dense_mode))
+        tower = teacher_vlm.visual.to(dtype=resolve_dtype(teacher.get('dtype')))
+        self.hold_teacher(FrozenDenseTeacher(tower, teacher_vlm.dense_mode))
         self.alignment_loss = MODELS.build({'num_things': self.vocabulary.num_things, **loss})
 
     def loss(self, inputs: Tensor, data_samples: list[BaseDataElement]) -> dict[str, Tensor]:
