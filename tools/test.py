@@ -7,23 +7,19 @@
 from __future__ import annotations
 
 import argparse
-import os
-from pathlib import Path
+
+from mmengine.evaluator import DumpResults
+from mmengine.runner import Runner
+
+from densevlm_mm.apis import add_common_arguments, check_config, load_config, load_weights
 
 
 def parse_args() -> argparse.Namespace:
-    from mmengine.config import DictAction
-
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('config', help='path of the config')
+    add_common_arguments(parser)
     parser.add_argument('checkpoint', help='file with the weights to evaluate')
-    parser.add_argument('--work-dir', help='where logs and results go (default: work_dirs/<config name>)')
     parser.add_argument('--out', help='also dump the raw predictions into this .pkl file')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, help='override entries, key=value')
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
     args = parser.parse_args()
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
         parser.error('--out must be a .pkl file')
     return args
@@ -31,16 +27,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    from mmengine.config import Config
-    from mmengine.evaluator import DumpResults
-    from mmengine.runner import Runner
-
-    from densevlm_mm.apis import check_config, load_weights
-
-    cfg = Config.fromfile(args.config)
-    cfg.launcher = args.launcher
-    cfg.merge_from_dict(args.cfg_options)
-    cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
+    cfg = load_config(args)
     check_config(cfg, train=False, files=[args.checkpoint])
     runner = Runner.from_cfg(cfg)
     load_weights(runner, args.checkpoint)

@@ -7,16 +7,15 @@
 from __future__ import annotations
 
 import argparse
-import os
-from pathlib import Path
+
+from mmengine.runner import Runner, find_latest_checkpoint
+
+from densevlm_mm.apis import add_common_arguments, check_config, load_config
 
 
 def parse_args() -> argparse.Namespace:
-    from mmengine.config import DictAction
-
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('config', help='path of the config')
-    parser.add_argument('--work-dir', help='where logs and checkpoints go (default: work_dirs/<config name>)')
+    add_common_arguments(parser)
     parser.add_argument(
         '--resume',
         nargs='?',
@@ -26,25 +25,12 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision (needs an accelerator)')
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate to the actual batch size')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, help='override entries, key=value')
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
-    args = parser.parse_args()
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    return args
+    return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    from mmengine.config import Config
-    from mmengine.runner import Runner, find_latest_checkpoint
-
-    from densevlm_mm.apis import check_config
-
-    cfg = Config.fromfile(args.config)
-    cfg.launcher = args.launcher
-    cfg.merge_from_dict(args.cfg_options)
-    cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
+    cfg = load_config(args)
     if args.amp:
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')

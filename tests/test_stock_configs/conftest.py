@@ -76,9 +76,13 @@ def in_empty_folder(tmp_path_factory: pytest.TempPathFactory, tiny_page: dict[st
     (folder / 'checkpoints').mkdir()
     shutil.copy(PARITY / 'eva_tiny.pt', folder / 'checkpoints' / 'densevlm_vitb16.pt')
     draw_image(np.random.default_rng(0)).save(folder / 'image.jpg')
+    # on maps this small, threads wait for each other longer than they work
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         yield folder
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope='session')

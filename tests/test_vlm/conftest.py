@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,15 @@ import torch
 from densevlm_mm.vlm import VLM, load_vlm
 
 KEYS = ('embed_dim', 'vision_cfg', 'text_cfg', 'quick_gelu')
+
+
+@pytest.fixture(autouse=True, scope='module')
+def one_thread() -> Iterator[None]:
+    """Models this small lose time to a second thread, and all of it when the machine is busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope='session')

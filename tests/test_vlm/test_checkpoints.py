@@ -136,7 +136,9 @@ def test_a_file_that_holds_code_is_refused_and_does_not_run(tmp_path, place, leg
     attack = RunsOnUnpickling(f"touch '{traces}'")
     content = attack if place == 'alone' else {'state_dict': STATE, 'meta': attack}
     torch.save(content, file, _use_new_zipfile_serialization=not legacy)
-    with pytest.raises(CheckpointError, match=r'weights.pt is refused: reading it would run \w+\.system\. Ask') as caught:
+    with pytest.raises(
+        CheckpointError, match=r'weights.pt is refused: reading it would run \w+\.system\. Ask'
+    ) as caught:
         read_state_dict(file)
     assert 'weights_only' not in str(caught.value)
     assert not traces.exists()

@@ -201,7 +201,9 @@ def test_regions_are_classified_by_cosine_and_logit_scale(word_vlm, kind):
     probabilities = word_vlm.classify_regions(images, regions, vocabulary, ['a photo of {article} {}', 'the {}'])
     assert not probabilities.requires_grad
     torch.testing.assert_close(probabilities.sum(1), torch.ones(4))
-    features = F.normalize((word_vlm.encode_boxes if kind == 'boxes' else word_vlm.encode_masks)(images, regions), dim=1)
+    features = F.normalize(
+        (word_vlm.encode_boxes if kind == 'boxes' else word_vlm.encode_masks)(images, regions), dim=1
+    )
     names = build_vocabulary(vocabulary).names
     texts = class_embeddings(word_vlm, names, ['a photo of {article} {}', 'the {}'], normalize=True)
     expected = (features @ texts.T / 0.07).softmax(1)

@@ -37,7 +37,7 @@ def test_lists_become_tuples():
     assert Vocabulary(['cat', 'sky'], [1, 0]) == Vocabulary(('cat', 'sky'), (True, False))
 
 
-@given(st.lists(st.tuples(st.text(min_size=1).filter(str.strip), st.booleans()), min_size=1, unique_by=lambda c: c[0]))
+@given(st.lists(st.tuples(st.text('abc', min_size=1), st.booleans()), min_size=1, unique_by=lambda c: c[0]))
 def test_things_first_is_stable(classes):
     vocabulary = Vocabulary(tuple(name for name, _ in classes), tuple(flag for _, flag in classes))
     ordered = vocabulary.things_first()
@@ -65,7 +65,8 @@ def test_duplicates_on_request():
 
 
 def test_every_form_of_a_config(write):
-    listed, annotation_file = write(json.dumps(CATEGORIES)), write(json.dumps({'categories': CATEGORIES}), 'panoptic.json')
+    listed = write(json.dumps(CATEGORIES))
+    annotation_file = write(json.dumps({'images': [], 'categories': CATEGORIES}), 'panoptic.json')
     script = write(f'import nothing_of_that_name\nOTHER: int = 1\nCLASSES = {CATEGORIES!r}\n', 'lists.py')
     forms = (
         EXPECTED, listed, annotation_file, f'{script}::CLASSES', {'file': listed}, {'file': f'{script}::CLASSES'},
@@ -83,7 +84,7 @@ def test_plain_names_are_things():
 
 def test_duplicates_in_a_file(write):
     file = write(json.dumps([*CATEGORIES, CATEGORIES[0]]))
-    with pytest.raises(ValueError, match=r"classes.json is not a usable vocabulary: class names occur twice: \['cat'\]"):
+    with pytest.raises(ValueError, match=r"classes.json is not a usable vocabulary: .* occur twice: \['cat'\]"):
         build_vocabulary(file)
     assert build_vocabulary({'file': file, 'allow_duplicates': True}).names == ('cat', 'sky', 'grass', 'cat')
 

@@ -1,0 +1,136 @@
+"""Configs that cannot run are refused with one message, before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+
+from densevlm_mm.apis import ConfigError, check_config
+
+CONFIGS = Path(__file__).parents[2] / 'configs'
+
+
+@pytest.fixture
+def config(tmp_path) -> Config:
+    """A config all of whose files exist."""
+    for name in ('student.pt', 'teacher.pt', 'classes.py', 'text.npy', 'last.pth', 'train.json', 'val.json'):
+        (tmp_path / name).touch()
+    for name in ('train', 'val', 'maps'):
+        (tmp_path / name).mkdir()
+    root = str(tmp_path)
+    return Config(
+        {
+            'model': {
+                'student': {'arch': 'ViT-B-16', 'checkpoint': f'{root}/student.pt'},
+                'teacher': {'arch': 'ViT-L-14', 'checkpoint': f'{root}/teacher.pt'},
+                'vocabulary': {'file': f'{root}/classes.py::THINGS'},
+                'text_embeddings': {'teacher': f'{root}/text.npy'},
+            },
+            'train_dataloader': {
+                'dataset': {'data_root': root, 'ann_file': 'train.json', 'data_prefix': {'img_path': 'train'}}
+            },
+            'val_dataloader': {
+                'dataset': {
+                    'data_root': root, 'ann_file': 'val.json', 'data_prefix': {'img_path': 'val', 'seg_map_path': 'maps'}
+                }
+            },
+            'test_dataloader': {'dataset': {'ann_file': f'{root}/test.json'}},
+            'load_from': f'{root}/last.pth',
+        }
+    )  # fmt: skip
+
+
+def test_nothing_to_complain_about(config):
+    check_config(config)
+
+
+@pytest.mark.parametrize(
+    'name',
+    ['student.pt', 'teacher.pt', 'classes.py', 'text.npy', 'last.pth', 'train.json', 'val.json', 'train', 'val', 'maps'],
+)
+def test_every_missing_file_is_noticed(config, tmp_path, name):
+    path = tmp_path / name
+    path.rename(tmp_path / 'elsewhere')
+    with pytest.raises(ConfigError) as error:
+        check_config(config)
+    assert str(error.value) == f'the config cannot run:\n  {path} does not exist'
+
+
+def test_only_the_part_that_runs_is_looked_at(config, tmp_path):
+    (tmp_path / 'train.json').unlink()
+    with pytest.raises(ConfigError, match='test.json does not exist') as error:
+        check_config(config, train=False)
+    assert 'train.json' not in str(error.value)
+
+
+def test_further_files(config, tmp_path):
+    with pytest.raises(ConfigError, match='weights.pth does not exist'):
+        check_config(config, files=[str(tmp_path / 'weights.pth')])
+    check_config(config, files=[str(tmp_path / 'last.pth')])
+
+
+def test_all_problems_come_in_one_message(config, tmp_path):
+    (tmp_path / 'student.pt').unlink()
+    (tmp_path / 'val.json').unlink()
+    config.train_dataloder = {}
+    config.custom_hook = []
+    with pytest.raises(ConfigError) as error:
+        check_config(config)
+    assert str(error.value).splitlines()[1:] == [
+        "  unknown key 'train_dataloder': did you mean 'train_dataloader'?",
+        "  unknown key 'custom_hook': did you mean 'custom_hooks'?",
+        f'  {tmp_path}/student.pt does not exist',
+        f'  {tmp_path}/val.json does not exist',
+    ]
+
+
+@pytest.mark.parametrize('key', ['max_iters', 'warmup_iters', 'data_root', 'load_image', 'words', 'env_cfg', 'work_dir'])
+def test_variables_of_a_config_are_no_typos(config, key):
+    config[key] = 1
+    check_config(config)
+
+
+@pytest.mark.parametrize('checkpoint', [None, 'openai', 'laion2b_s34b_b88k', 'hf-hub:owner/repo'])
+def test_what_is_no_local_file(config, checkpoint):
+    config.model.student.checkpoint = checkpoint
+    check_config(config)
+
+
+@pytest.fixture
+def empty_folder(tmp_path, monkeypatch) -> None:
+    """Relative paths lead nowhere."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures('empty_folder')
+def test_main_recipe_says_what_is_missing_and_who_publishes_it():
+    with pytest.raises(ConfigError) as error:
+        check_config(Config.fromfile(CONFIGS / 'densevlm' / 'densevlm_vitb16_coco.py'))
+    lines = str(error.value).splitlines()
+    assert lines[0].endswith('densevlm_vitb16_coco.py cannot run:')
+    explained = {lines[i].split()[0]: lines[i + 1] for i in range(1, len(lines), 2)}
+    assert 'huggingface' in explained['checkpoints/EVA02_CLIP_B_psz16_s8B.pt'].lower().replace(' ', '')
+    teacher = explained['checkpoints/clipself_coco_6_save6_512_eva_vitl14_24layers.pt']
+    assert 'the teacher' in teacher and 'lyhisme/DenseVLM' in teacher
+    for path in ('annotations/instances_train2017.json', 'train2017', 'annotations/panoptic_val2017', 'val2017'):
+        assert 'cocodataset.org' in explained[f'data/coco/{path}']
+
+
+@pytest.mark.usefixtures('empty_folder')
+@pytest.mark.parametrize(
+    ('name', 'words'),
+    [
+        ('densevlm/densevlm_vitb16_coco_as-released.py', ['data/densevlm/openseg_classes.py', 'HVision-NKU/DenseVLM']),
+        ('densevlm/eval_vitb16_ade20k-panoptic.py', ['data/ADEChallengeData2016/ade20k_panoptic_val.json', 'csail']),
+        ('densevlm/eval_vitl14-336_coco-panoptic.py', ['data/coco/val2017', 'cocodataset.org']),
+        ('miniworld/eval_student_miniworld.py', ['data/miniworld/val2017', 'make_miniworld.py']),
+    ],
+)
+def test_other_recipes_too(name, words, monkeypatch):
+    monkeypatch.setenv('MINIWORLD_DATA', 'data/miniworld')
+    with pytest.raises(ConfigError) as error:
+        check_config(Config.fromfile(CONFIGS / name), train='eval' not in name)
+    for word in words:
+        assert word in str(error.value)
