@@ -7,6 +7,8 @@ import os
 # before anything imports huggingface_hub or matplotlib
 os.environ['HF_HUB_OFFLINE'] = '1'
 os.environ['MPLBACKEND'] = 'Agg'
+# and before torch starts its threads: spinning ones fight over busy cores
+os.environ.setdefault('OMP_WAIT_POLICY', 'passive')
 
 import random
 from collections.abc import Callable, Iterator

@@ -8,6 +8,6 @@ from .text_embeddings import class_embeddings, load_class_embeddings
 from .vocabulary import Vocabulary, build_vocabulary
 
 __all__ = [
-    'TEMPLATES', 'VLM', 'CheckpointError', 'Vocabulary', 'build_vocabulary', 'class_embeddings', 'load_class_embeddings',
-    'load_vlm', 'read_state_dict',
+    'TEMPLATES', 'VLM', 'CheckpointError', 'Vocabulary', 'build_vocabulary', 'class_embeddings',
+    'load_class_embeddings', 'load_vlm', 'read_state_dict',
 ]  # fmt: skip

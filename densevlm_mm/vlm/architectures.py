@@ -97,5 +97,5 @@ def _by_name(name: str) -> dict[str, Any]:
     config = get_model_config(name)
     if config is None:
         own = sorted(entry.name[: -len('.json')] for entry in _SHIPPED.iterdir() if entry.name.endswith('.json'))
-        raise ValueError(f'unknown arch {name!r}; known: {own} and open_clip\'s, such as {list_models()[-8:]}')
+        raise ValueError(f"unknown arch {name!r}; known: {own} and open_clip's, such as {list_models()[-8:]}")
     return config

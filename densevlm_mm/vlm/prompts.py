@@ -22,7 +22,7 @@ _PHRASES = (
     *_for_each(_BOTH, 'a good photo of * {}.', 'a bad photo of * {}.'),
     *_for_each(
         ('a', 'the'),
-        *(f'a photo of * {adjective} {{}}.' for adjective in 'nice cool weird small large clean dirty'.split()),
+        *(f'a photo of * {look} {{}}.' for look in ('nice', 'cool', 'weird', 'small', 'large', 'clean', 'dirty')),
     ),
     *_for_each(_BOTH, 'a bright photo of * {}.', 'a dark photo of * {}.'),
     *_for_each(('a', 'the'), 'a photo of * hard to see {}.'),

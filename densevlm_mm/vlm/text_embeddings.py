@@ -106,7 +106,7 @@ def load_class_embeddings(path: str | Path, names: Sequence[str], embed_dim: int
     if embeddings.ndim != 2 or embeddings.shape[0] != len(names):
         raise ValueError(f'{path} has shape {tuple(embeddings.shape)}, but the vocabulary has {len(names)} classes')
     if embeddings.shape[1] != embed_dim:
-        raise ValueError(f'{path} has width {embeddings.shape[1]}, but this model\'s text space has {embed_dim}')
+        raise ValueError(f"{path} has width {embeddings.shape[1]}, but this model's text space has {embed_dim}")
     if stored_names is not None and list(stored_names) != list(names):
         pairs = enumerate(zip_longest(stored_names, names))
         row, (stored_name, name) = next((i, pair) for i, pair in pairs if pair[0] != pair[1])

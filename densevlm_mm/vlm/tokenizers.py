@@ -36,7 +36,7 @@ class WordTokenizer:
             ValueError: For a word that is not in the list, or a text that does not fit the context.
         """
         rows = torch.zeros(len(texts), self.context_length, dtype=torch.long)
-        for row, text in zip(rows, texts):
+        for row, text in zip(rows, texts, strict=True):
             words = re.findall(r'[a-z0-9-]+', text.lower())
             unknown = [w for w in words if w not in self.ids]
             if unknown or len(words) + 2 > self.context_length:

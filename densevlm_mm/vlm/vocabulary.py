@@ -138,7 +138,9 @@ def build_vocabulary(config: str | Mapping | Sequence[str] | Vocabulary) -> Voca
         return Vocabulary(things + stuff, (True,) * len(things) + (False,) * len(stuff))
     if 'file' in config and set(config) <= {'file', 'allow_duplicates'}:
         return Vocabulary.from_file(config['file'], config.get('allow_duplicates', False))
-    raise ValueError(f"a vocabulary config has the keys 'things'/'stuff' or 'file'/'allow_duplicates', got {sorted(config)}")
+    raise ValueError(
+        f"a vocabulary config has the keys 'things'/'stuff' or 'file'/'allow_duplicates', got {sorted(config)}"
+    )
 
 
 def _listed(config: Mapping, key: str) -> tuple[str, ...]:

@@ -115,7 +115,7 @@ def train() -> Callable[[Config, str], Training]:
     """Train by a config through mmengine's runner."""
 
     def run(config: Config, name: str) -> Training:
-        # runners are known by their experiment's name, which else is the second in which they start
+        # mmengine knows runners by this name; by default it is the second in which they start
         config.merge_from_dict({'work_dir': f'work_dirs/{name}', 'experiment_name': name, 'randomness': {'seed': 0}})
         runner = Runner.from_cfg(config)
         reached: set[str] = set()

@@ -8,7 +8,7 @@ import runpy
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -62,6 +62,15 @@ model = dict(
 )
 train_dataloader = val_dataloader = val_evaluator = val_cfg = None
 """
+
+
+@pytest.fixture(scope='session', autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models this small only wait for a second one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope='session')

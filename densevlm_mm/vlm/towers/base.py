@@ -75,7 +75,7 @@ class VisionTower(nn.Module):
         raise NotImplementedError
 
     def unused_parameters(self, mode: str) -> Iterator[nn.Parameter]:
-        """Parameters of the blocks that a dense mode never touches (they would trip DDP if they asked for gradients)."""
+        """Parameters of the blocks that a dense mode never touches; DDP waits in vain for their gradients."""
         return iter(())
 
     def stem_parameters(self) -> Iterator[nn.Parameter]:
@@ -167,7 +167,7 @@ class VisionTower(nn.Module):
         if not 0 <= blocks <= len(self.blocks):
             raise ValueError(f'trainable blocks must be in 0..{len(self.blocks)}, got {blocks}')
         self.requires_grad_(False)
-        for block in self.blocks[len(self.blocks) - blocks:]:
+        for block in self.blocks[len(self.blocks) - blocks :]:
             block.requires_grad_(True)
         for parameter in self.unused_parameters(self.check_mode(mode)):
             parameter.requires_grad_(False)
