@@ -55,7 +55,8 @@ def test_densevlm_takes_the_foreground_bias_from_a_tiny_clip(world: Path, monkey
     def config(name: str) -> Config:
         return load_config(name, world, monkeypatch)
 
-    student, teacher, after = (world / step / 'final.pth' for step in ('pretrain_student', 'pretrain_teacher', 'densevlm'))
+    steps = ('pretrain_student', 'pretrain_teacher', 'densevlm')
+    student, teacher, after = (world / step / 'final.pth' for step in steps)
     train(config('pretrain_student_miniworld'), 250, student)
     train(config('pretrain_teacher_miniworld'), 200, teacher)
     train(config('densevlm_tiny_miniworld'), 120, after)

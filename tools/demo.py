@@ -16,7 +16,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,7 +59,8 @@ class Demo:
         if not figures.exists():
             options = [f'test_evaluator.out_json={figures}', 'test_evaluator.per_class=True']
             work_dir = self.work_dir / 'evaluation'
-            self._run(f'test {step}', 'test.py', CONFIGS / f'{config}.py', checkpoint, '--work-dir', work_dir, options=options)
+            path = CONFIGS / f'{config}.py'
+            self._run(f'test {step}', 'test.py', path, checkpoint, '--work-dir', work_dir, options=options)
         return json.loads(figures.read_text())['metrics']
 
     def _run(self, step: str, tool: str, *args: object, options: Sequence[str]) -> None:
@@ -122,46 +123,42 @@ def table(results: dict[int, dict[str, dict[str, float]]]) -> str:
 
 def draw(demo: Demo, path: Path, count: int = 8) -> None:
     """One picture: images, ground truth, dense prediction before and after."""
-    import numpy as np
-    import torch
     from mmengine.config import Config
-    from PIL import Image
 
     from densevlm_mm.registry import DATASETS, MODELS
-    from densevlm_mm.visualization import dense_labels, plot_dense_predictions
+    from densevlm_mm.visualization import dense_labels, panoptic_labels, plot_dense_predictions
 
     os.environ['MINIWORLD_DATA'] = str(demo.data)
     cfg = Config.fromfile(CONFIGS / 'eval_student_miniworld.py')
     dataset = DATASETS.build(cfg.test_dataloader.dataset)
-    dataset.full_init()
     model = MODELS.build(cfg.model).eval()
     items = [dataset[i] for i in range(min(count, len(dataset)))]
-    batch = model.data_preprocessor(
-        dict(inputs=[item['inputs'] for item in items], data_samples=[item['data_samples'] for item in items])
-    )
+    batch = model.data_preprocessor({key: [item[key] for item in items] for key in items[0]})
 
-    def cut(maps: torch.Tensor) -> list[np.ndarray]:
-        """The part of each padded map that the image covers."""
-        shapes = [[round(side * s.scale) for side in s.ori_shape] for s in batch['data_samples']]
-        return [m[:h, :w].numpy() for m, (h, w) in zip(maps, shapes)]
+    def unpad(maps: Iterable) -> list:
+        """The part of each padded map that its image covers."""
+        shapes = [[round(side * sample.scale) for side in sample.ori_shape] for sample in batch['data_samples']]
+        return [m[:height, :width].numpy() for m, (height, width) in zip(maps, shapes, strict=True)]
 
-    truth = []
-    for index in range(len(items)):
-        info = dataset.get_data_info(index)
-        ids = np.asarray(Image.open(info['seg_map_path']), dtype=np.int64) @ np.array([1, 256, 256**2])
-        labels = np.full(ids.shape, -1)
-        for segment in info['segments_info']:
-            labels[ids == segment['id']] = segment['label']
-        truth.append(labels)
-    label_maps = {'ground truth': truth}
+    label_maps = {'ground truth': [panoptic_labels(dataset.get_data_info(i)) for i in range(len(items))]}
     for row, step in (('before', 'pretrain_student'), ('after DenseVLM', 'densevlm')):
         model.load_weights(demo.work_dir / step / 'final.pth')
-        label_maps[row] = cut(dense_labels(model.vlm, batch['inputs'], model.eval_text()))
-    images = cut(torch.stack([item['inputs'] for item in items]).permute(0, 2, 3, 1))
-    meta = dataset.metainfo
-    plot_dense_predictions(
-        path, images, label_maps, meta['classes'], meta['is_thing'], f'Mini world, validation images, seed {demo.seed}'
-    )
+        label_maps[row] = unpad(dense_labels(model.vlm, batch['inputs'], model.eval_text()))
+    images = unpad(item['inputs'].permute(1, 2, 0) for item in items)
+    classes, is_thing = dataset.metainfo['classes'], dataset.metainfo['is_thing']
+    title = f'Mini world, validation images, seed {demo.seed}'
+    plot_dense_predictions(path, images, label_maps, classes, is_thing, title)
+
+
+def generate(data: Path, seed: int, num_train: int) -> None:
+    """The world of one seed, unless it is there."""
+    from densevlm_mm.datasets.miniworld import generate_miniworld
+
+    def progress(done: int, total: int) -> None:
+        show(f'seed {seed}: generating images {done}/{total}')
+
+    generate_miniworld(data, num_train=num_train, seed=seed, progress=progress)
+    show(f'seed {seed}: images in {data}\n')
 
 
 def main() -> None:
@@ -169,29 +166,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--seeds', nargs='+', type=int, default=[0], help='worlds and runs to make')
     parser.add_argument('--ablations', action='store_true', help='also train the coupled variants')
-    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/miniworld'))
-    parser.add_argument('--data-root', type=Path, default=Path('data/miniworld'), help='one folder per seed goes here')
+    parser.add_argument(
+        '--work-dir', type=Path, default=Path('work_dirs/miniworld'), help='one folder per seed goes here'
+    )
+    parser.add_argument('--data-root', type=Path, default=Path('data/miniworld'), help='and here')
     parser.add_argument('--images', type=int, default=4000, help='training images')
     parser.add_argument('--cfg-options', nargs='+', default=[], help='overrides for every training step, key=value')
     args = parser.parse_args()
 
-    from densevlm_mm.datasets.miniworld import generate_miniworld
-
     start, results = time.monotonic(), {}
-    for seed in args.seeds:
-        data = (args.data_root / f'seed{seed}').resolve()
-        generate_miniworld(
-            data, num_train=args.images, seed=seed, workers=2,
-            progress=lambda done, total: show(f'seed {seed}: generating images {done}/{total}'),
-        )  # fmt: skip
-        show(f'seed {seed}: images in {data}\n')
-        demo = Demo(seed, data, (args.work_dir / f'seed{seed}').resolve(), args.cfg_options)
-        results[seed] = run_seed(demo, args.ablations)
+    demos = [
+        Demo(
+            seed,
+            (args.data_root / f'seed{seed}').resolve(),
+            (args.work_dir / f'seed{seed}').resolve(),
+            args.cfg_options,
+        )
+        for seed in args.seeds
+    ]
+    for demo in demos:
+        generate(demo.data, demo.seed, args.images)
+        results[demo.seed] = run_seed(demo, args.ablations)
     picture = args.work_dir / f'seed{args.seeds[0]}' / 'dense_predictions.png'
-    first = args.seeds[0]
-    draw(Demo(first, (args.data_root / f'seed{first}').resolve(), (args.work_dir / f'seed{first}').resolve(), ()), picture)
+    draw(demos[0], picture)
     (args.work_dir / 'table.md').write_text(table(results) + '\n')
-    print('\nRegion classification on held-out images, mean class accuracy in % (bias: share of stuff regions taken for')
+    print(
+        '\nRegion classification on held-out images, mean class accuracy in % (bias: share of stuff regions taken for'
+    )
     print('things; reverse bias: things taken for stuff):\n')
     print(table(results))
     print(f'\npicture: {picture}\ntable:   {args.work_dir / "table.md"}\ntime:    {time.monotonic() - start:.0f} s')

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Evaluate a checkpoint of any supported format with a config.
 
-    python tools/test.py configs/densevlm/eval_vitb16_coco-panoptic.py checkpoints/EVA02_CLIP_B_psz16_s8B.pt
+python tools/test.py configs/densevlm/eval_vitb16_coco-panoptic.py checkpoints/EVA02_CLIP_B_psz16_s8B.pt
 """
 
 from __future__ import annotations

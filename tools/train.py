@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Train a model from a config.
 
-    python tools/train.py configs/densevlm/densevlm_vitb16_coco.py
+python tools/train.py configs/densevlm/densevlm_vitb16_coco.py
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ _PUBLISHED = {
     'annotations/, train2017/ and val2017/',
     'data/ADEChallengeData2016': 'ADE20K (scene parsing release); data.csail.mit.edu/places/ADEchallenge; '
     'ade20k_panoptic_val.json and ade20k_panoptic_val/ come from a panoptic converter',
-    'data/densevlm': "the reference's class list and class embeddings; github: HVision-NKU/DenseVLM, tools/ and metadata/",
+    'data/densevlm': "the authors' class list and class embeddings; GitHub: HVision-NKU/DenseVLM, tools/ and metadata/",
     'data/miniworld': 'the mini world; python tools/dataset_converters/make_miniworld.py data/miniworld',
     'work_dirs/miniworld': 'made by the earlier steps of the mini-world demo; bash tools/demo.sh',
 }

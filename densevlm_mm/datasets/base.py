@@ -43,8 +43,7 @@ class EpochDataset(BaseDataset):
         folder = self.data_prefix[key] or '.'
         if not fileio.isdir(folder):
             raise FileNotFoundError(
-                f'{folder}: no such folder; data_root={self.data_root!r} and '
-                f'data_prefix[{key!r}] must lead to it'
+                f'{folder}: no such folder; data_root={self.data_root!r} and data_prefix[{key!r}] must lead to it'
             )
         return folder
 
@@ -57,8 +56,7 @@ class EpochDataset(BaseDataset):
         """
         if not fileio.isfile(self.ann_file):
             raise FileNotFoundError(
-                f'{self.ann_file}: no such annotation file; data_root={self.data_root!r} and '
-                'ann_file must lead to it'
+                f'{self.ann_file}: no such annotation file; data_root={self.data_root!r} and ann_file must lead to it'
             )
         try:
             annotations = json.loads(fileio.get_text(self.ann_file))
@@ -66,8 +64,7 @@ class EpochDataset(BaseDataset):
             raise ValueError(f'{self.ann_file}: not a JSON file ({error}); write it again') from error
         if not isinstance(annotations, dict):
             raise ValueError(
-                f'{self.ann_file}: a JSON object with the key "images" is expected, '
-                f'got a {type(annotations).__name__}'
+                f'{self.ann_file}: a JSON object with the key "images" is expected, got a {type(annotations).__name__}'
             )
         return annotations
 
@@ -84,16 +81,12 @@ class EpochDataset(BaseDataset):
         for number, image in enumerate(images):
             if missing := {'id', 'file_name'} - set(image):
                 raise ValueError(f'{self.ann_file}: images[{number}] has no {sorted(missing)}')
-        return [
-            {'img_path': fileio.join_path(folder, image['file_name']), 'img_id': image['id']}
-            for image in images
-        ]
+        return [{'img_path': fileio.join_path(folder, image['file_name']), 'img_id': image['id']} for image in images]
 
     def _join_prefix(self) -> None:
         if unknown := sorted(set(self.data_prefix) - set(self.prefixes)):
             raise ValueError(
-                f'{type(self).__name__}: data_prefix has unknown keys {unknown}; '
-                f'it takes {list(self.prefixes)}'
+                f'{type(self).__name__}: data_prefix has unknown keys {unknown}; it takes {list(self.prefixes)}'
             )
         self.data_prefix = {key: self.data_prefix.get(key, '') for key in self.prefixes}
         super()._join_prefix()

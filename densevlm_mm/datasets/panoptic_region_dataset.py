@@ -96,8 +96,7 @@ class PanopticRegionDataset(EpochDataset):
             raise ValueError(f'{where} has no {sorted(missing)}')
         if info['category_id'] not in labels:
             raise ValueError(
-                f'{where} (id {info["id"]}) has category {info["category_id"]}, '
-                'which "categories" does not list'
+                f'{where} (id {info["id"]}) has category {info["category_id"]}, which "categories" does not list'
             )
         label = labels[info['category_id']]
         is_thing = self._metainfo['is_thing'][label]

@@ -37,9 +37,7 @@ class EpochSampler(Sampler):
         ValueError: ``ratio`` is out of range, or too few items are left for every rank to get one.
     """
 
-    def __init__(
-        self, dataset: Sized, *, seed: int | None = None, shuffle: bool = True, ratio: float = 1.0
-    ) -> None:
+    def __init__(self, dataset: Sized, *, seed: int | None = None, shuffle: bool = True, ratio: float = 1.0) -> None:
         if not 0 < ratio <= 1:
             raise ValueError(f'ratio must lie in (0, 1], got {ratio}')
         self.rank, self.world_size = get_dist_info()

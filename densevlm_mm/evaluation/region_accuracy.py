@@ -105,8 +105,7 @@ def class_kinds(
             raise ValueError(f'class_is_thing has shape {kinds.shape}, but there are {num_classes} classes')
     if contradicted := np.unique(labels[kinds[labels] != is_thing]).tolist():
         raise ValueError(
-            f'classes {contradicted[:5]} have both thing and stuff regions; '
-            'is_thing must be a property of the class'
+            f'classes {contradicted[:5]} have both thing and stuff regions; is_thing must be a property of the class'
         )
     return kinds
 

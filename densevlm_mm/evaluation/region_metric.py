@@ -54,9 +54,7 @@ class Regions:
             scores[source] = RegionScores.from_logits(logits, labels)
             widths.add(logits.shape[1])
         if len(widths) > 1:
-            raise ValueError(
-                f'box_logits and mask_logits differ in their number of classes: {sorted(widths)}'
-            )
+            raise ValueError(f'box_logits and mask_logits differ in their number of classes: {sorted(widths)}')
         return cls(labels=labels, is_thing=is_thing, scores=scores, num_classes=widths.pop())
 
     @classmethod
@@ -65,10 +63,7 @@ class Regions:
         return cls(
             labels=np.concatenate([part.labels for part in parts]),
             is_thing=np.concatenate([part.is_thing for part in parts]),
-            scores={
-                source: RegionScores.concatenate([part.scores[source] for part in parts])
-                for source in SOURCES
-            },
+            scores={source: RegionScores.concatenate([part.scores[source] for part in parts]) for source in SOURCES},
             num_classes=max(part.num_classes for part in parts),
         )
 
@@ -125,8 +120,7 @@ class RegionAccuracy(BaseMetric):
                 regions = Regions.from_sample(sample)
             except KeyError as error:
                 raise KeyError(
-                    f'{where}: no {error} in gt_regions (labels, is_thing) and '
-                    'pred_regions (box_logits, mask_logits)'
+                    f'{where}: no {error} in gt_regions (labels, is_thing) and pred_regions (box_logits, mask_logits)'
                 ) from error
             except ValueError as error:
                 raise ValueError(f'{where}: {error}') from error
@@ -193,9 +187,7 @@ class RegionAccuracy(BaseMetric):
                 'regions': int(members.sum()),
             }
             for source, scores in regions.scores.items():
-                entry |= {
-                    f'{source}.acc{k}': 100 * float((scores.ranks[members] < k).mean()) for k in self.topk
-                }
+                entry |= {f'{source}.acc{k}': 100 * float((scores.ranks[members] < k).mean()) for k in self.topk}
             entries.append(entry)
         return entries
 

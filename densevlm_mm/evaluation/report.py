@@ -66,9 +66,7 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str
     """
     lines = [list(header), *([_format_cell(cell) for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    formats = [
-        f'{"<" if isinstance(cell, str) else ">"}{width}' for cell, width in zip(rows[0], widths, strict=True)
-    ]
+    formats = [f'{"<" if isinstance(cell, str) else ">"}{width}' for cell, width in zip(rows[0], widths, strict=True)]
     text = ['  '.join(map(format, line, formats)).rstrip() for line in lines]
     return '\n'.join([text[0], '-' * max(map(len, text)), *text[1:]])
 

@@ -99,7 +99,7 @@ class RegionModel(BaseModel):
         masks, _ = pad_regions([r.masks for r in regions])
         box_logits = F.normalize(pool_boxes(dense, boxes.to(dense.device)), dim=-1) @ texts.T
         mask_logits = pool_masks(dense, masks.to(dense.device)) @ texts.T
-        for sample, boxed, masked in zip(data_samples, box_logits, mask_logits):
+        for sample, boxed, masked in zip(data_samples, box_logits, mask_logits, strict=True):
             count = len(sample.gt_regions.boxes)
             sample.set_metainfo({'vocabulary': self.eval_vocabulary.names})
             sample.pred_regions = InstanceData(box_logits=boxed[:count], mask_logits=masked[:count])

@@ -1,5 +1,5 @@
 """Pictures."""
 
-from .dense_prediction import class_colors, dense_labels, plot_dense_predictions
+from .dense_prediction import class_colors, dense_labels, panoptic_labels, plot_dense_predictions
 
-__all__ = ['class_colors', 'dense_labels', 'plot_dense_predictions']
+__all__ = ['class_colors', 'dense_labels', 'panoptic_labels', 'plot_dense_predictions']

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -13,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor
 
+from densevlm_mm.datasets.transforms.panoptic_regions import read_segment_map
 from densevlm_mm.vlm import VLM
 from densevlm_mm.vlm.checkpoints import save_atomically
 
@@ -31,6 +33,15 @@ def dense_labels(vlm: VLM, images: Tensor, texts: Tensor) -> Tensor:
     """
     cosines = torch.einsum('bchw,kc->bkhw', vlm.encode_dense(images), F.normalize(texts, dim=-1))
     return F.interpolate(cosines, size=images.shape[-2:], mode='bilinear', align_corners=False).argmax(1)
+
+
+def panoptic_labels(info: Mapping[str, Any]) -> np.ndarray:
+    """Ground truth ``(H, W)`` of a `PanopticRegionDataset` entry: class indices, -1 where nothing is annotated."""
+    ids = read_segment_map(info['seg_map_path'])
+    labels = np.full(ids.shape, -1)
+    for segment in info['segments_info']:
+        labels[ids == segment['id']] = segment['label']
+    return labels
 
 
 def class_colors(is_thing: Sequence[bool]) -> np.ndarray:
@@ -61,15 +72,15 @@ def plot_dense_predictions(
         is_thing: Their flags.
         title: Heading.
     """
-    rows = {'image': images, **{name: [_paint(m, class_colors(is_thing)) for m in maps] for name, maps in label_maps.items()}}
+    colors = class_colors(is_thing)
+    rows = {'image': images, **{name: [_paint(m, colors) for m in maps] for name, maps in label_maps.items()}}
     figure = Figure(figsize=(1.35 * len(images) + 3.2, 1.4 * len(rows) + 0.6), layout='constrained')
     axes = figure.subplots(len(rows), len(images), squeeze=False)
-    for line, (name, pictures) in zip(axes, rows.items()):
-        for axis, picture in zip(line, pictures):
+    for line, (name, pictures) in zip(axes, rows.items(), strict=True):
+        for axis, picture in zip(line, pictures, strict=True):
             axis.imshow(picture, interpolation='nearest')
             axis.set(xticks=[], yticks=[])
         line[0].set_ylabel(name, fontsize=11)
-    colors = class_colors(is_thing)
     handles = [
         Patch(color=colors[i], label=f'{names[i]}' + ('' if is_thing[i] else ' (stuff)')) for i in range(len(names))
     ]

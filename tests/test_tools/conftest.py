@@ -8,7 +8,7 @@ import runpy
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -64,15 +64,6 @@ train_dataloader = val_dataloader = val_evaluator = val_cfg = None
 """
 
 
-@pytest.fixture(scope='session', autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small only wait for a second one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope='session')
 def checkpoints(tmp_path_factory, tiny_arch) -> dict[str, Path]:
     """Files of a student and of a wider teacher."""
@@ -106,8 +97,15 @@ def tool(miniworld: Path) -> Callable[..., None]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv('MINIWORLD_DATA', str(miniworld))
             patch.setenv('LOCAL_RANK', '0')
+            # mmengine lays out the config five times per run, which takes longer than everything else
+            patch.setattr('yapf.yapflib.yapf_api.FormatCode', lambda text, **style: (text, False))
             patch.setattr(sys, 'argv', [f'{name}.py', *map(str, arguments), '--cfg-options', *pairs])
-            runpy.run_path(str(ROOT / 'tools' / f'{name}.py'), run_name='__main__')
+            threads = torch.get_num_threads()
+            torch.set_num_threads(1)  # models this small only wait for a second one
+            try:
+                runpy.run_path(str(ROOT / 'tools' / f'{name}.py'), run_name='__main__')
+            finally:
+                torch.set_num_threads(threads)
 
     return run
 

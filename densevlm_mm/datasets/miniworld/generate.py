@@ -175,9 +175,7 @@ def _is_complete(root: Path, counts: dict[str, int]) -> bool:
     )
 
 
-def _write_world(
-    root: Path, world: World, counts: dict[str, int], *, workers: int, progress: Progress | None
-) -> None:
+def _write_world(root: Path, world: World, counts: dict[str, int], *, workers: int, progress: Progress | None) -> None:
     done, total = 0, sum(counts.values())
     for split, count in counts.items():
         (root / split).mkdir(parents=True)

@@ -132,9 +132,7 @@ def _cut(rng: np.random.Generator, labels: np.ndarray, *, label: int, share: flo
     labels[inside & (across > np.quantile(across[inside], 1 - share))] = label
 
 
-def _place_things(
-    rng: np.random.Generator, image: np.ndarray, labels: np.ndarray, things: list[str]
-) -> list[str]:
+def _place_things(rng: np.random.Generator, image: np.ndarray, labels: np.ndarray, things: list[str]) -> list[str]:
     """Paint things into ``image`` and ``labels``; return those that found room.
 
     The first one always does: the smallest thing hides less of any region than the region can spare.

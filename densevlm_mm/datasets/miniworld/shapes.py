@@ -70,9 +70,7 @@ def _box(x0: float, y0: float, x1: float, y1: float) -> list[Point]:
     return [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]
 
 
-def _arc(
-    x: float, y: float, radius_x: float, radius_y: float, start: float = 0, stop: float = 1
-) -> list[Point]:
+def _arc(x: float, y: float, radius_x: float, radius_y: float, start: float = 0, stop: float = 1) -> list[Point]:
     """Points on an ellipse; ``start`` and ``stop`` in turns, clockwise from the right."""
     angles = [math.tau * (start + (stop - start) * step / 24) for step in range(25)]
     return [(x + radius_x * math.cos(angle), y + radius_y * math.sin(angle)) for angle in angles]

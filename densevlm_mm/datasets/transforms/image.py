@@ -32,9 +32,7 @@ def read_image(path: str) -> Image.Image:
         image = Image.open(io.BytesIO(data))
         image.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(
-            f'{path}: cannot be decoded ({error}); fetch it again or drop it from the data set'
-        ) from error
+        raise ValueError(f'{path}: cannot be decoded ({error}); fetch it again or drop it from the data set') from error
     return image
 
 

@@ -45,6 +45,20 @@ def mask_bbox(mask: np.ndarray) -> tuple[int, int, int, int]:
     return int(columns[0]), int(rows[0]), int(columns[-1] - columns[0]), int(rows[-1] - rows[0])
 
 
+def read_segment_map(path: str) -> np.ndarray:
+    """Segment ids ``(H, W)`` int32 of a COCO-panoptic map, R + 256 G + 256^2 B.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It cannot be decoded, or is no RGB image.
+    """
+    image = read_image(path)
+    if image.mode != 'RGB':
+        raise ValueError(f'{path}: is no RGB image but {image.mode}; a COCO-panoptic map is needed')
+    red, green, blue = np.moveaxis(np.asarray(image, dtype=np.int32), -1, 0)
+    return red + 256 * green + 256**2 * blue
+
+
 @TRANSFORMS.register_module()
 class LoadPanopticRegions(BaseTransform):
     """Regions of a :class:`PanopticRegionDataset` item, by the evaluation protocol of CLIPSelf and DenseVLM.
@@ -98,9 +112,7 @@ class LoadPanopticRegions(BaseTransform):
     def _grid_size(self, results: dict) -> int:
         return results['img_shape'][0] // self.patch_size
 
-    def _regions(
-        self, results: dict, segments: list[dict], boxes: list[tuple], masks: list[Tensor]
-    ) -> InstanceData:
+    def _regions(self, results: dict, segments: list[dict], boxes: list[tuple], masks: list[Tensor]) -> InstanceData:
         grid_size = self._grid_size(results)
         return InstanceData(
             boxes=normalize_boxes(
@@ -115,16 +127,12 @@ class LoadPanopticRegions(BaseTransform):
 
     @staticmethod
     def _load_map(results: dict) -> np.ndarray:
-        """Segment ids ``(H, W)``, from R + 256 G + 256^2 B."""
         path = results['seg_map_path']
-        image = read_image(path)
-        if image.mode != 'RGB':
-            raise ValueError(f'{path}: is no RGB image but {image.mode}; a COCO-panoptic map is needed')
-        if (image.height, image.width) != tuple(results['ori_shape']):
+        segment_map = read_segment_map(path)
+        if segment_map.shape != tuple(results['ori_shape']):
             height, width = results['ori_shape']
             raise ValueError(
-                f'{path}: is {image.width}x{image.height} px, but its image {results["img_path"]} '
+                f'{path}: is {segment_map.shape[1]}x{segment_map.shape[0]} px, but its image {results["img_path"]} '
                 f'is {width}x{height} px; both must be of the same release'
             )
-        red, green, blue = np.moveaxis(np.asarray(image, dtype=np.int32), -1, 0)
-        return red + 256 * green + 256**2 * blue
+        return segment_map

@@ -156,7 +156,9 @@ class DecoupledAlignmentLoss(nn.Module):
                 f'{len(teacher_text)} teacher classes: both sides must list the same ones'
             )
         if self.num_things >= len(student_text):
-            raise ValueError(f'num_things is {self.num_things}, but of {len(student_text)} classes none is left for stuff')
+            raise ValueError(
+                f'num_things is {self.num_things}, but of {len(student_text)} classes none is left for stuff'
+            )
 
 
 def _kl(teacher_logits: Tensor, student_logits: Tensor, rows: Tensor) -> Tensor:
