@@ -69,7 +69,7 @@ def tiny_arch() -> Callable[..., dict]:
     def make(width: int = 32, embed_dim: int = 16) -> dict:
         vision = {'image_size': 32, 'patch_size': 8, 'layers': 2, 'width': width, 'head_width': 16, 'mlp_ratio': 2.6667}
         vision |= {'eva_model_name': 'tiny', 'pt_hw_seq_len': 4, 'rope': True, 'naiveswiglu': True, 'subln': True}
-        text = {'context_length': 18, 'width': 32, 'heads': 2, 'layers': 1, 'words': [*miniworld_words(), 'this', 'is']}
+        text = {'context_length': 18, 'width': 32, 'heads': 2, 'layers': 1, 'words': miniworld_words()}
         return {'embed_dim': embed_dim, 'vision_cfg': vision, 'text_cfg': text}
 
     return make

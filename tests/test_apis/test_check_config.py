@@ -33,13 +33,15 @@ def config(tmp_path) -> Config:
             },
             'val_dataloader': {
                 'dataset': {
-                    'data_root': root, 'ann_file': 'val.json', 'data_prefix': {'img_path': 'val', 'seg_map_path': 'maps'}
+                    'data_root': root,
+                    'ann_file': 'val.json',
+                    'data_prefix': {'img_path': 'val', 'seg_map_path': 'maps'},
                 }
             },
             'test_dataloader': {'dataset': {'ann_file': f'{root}/test.json'}},
             'load_from': f'{root}/last.pth',
         }
-    )  # fmt: skip
+    )
 
 
 def test_nothing_to_complain_about(config):
@@ -48,7 +50,18 @@ def test_nothing_to_complain_about(config):
 
 @pytest.mark.parametrize(
     'name',
-    ['student.pt', 'teacher.pt', 'classes.py', 'text.npy', 'last.pth', 'train.json', 'val.json', 'train', 'val', 'maps'],
+    [
+        'student.pt',
+        'teacher.pt',
+        'classes.py',
+        'text.npy',
+        'last.pth',
+        'train.json',
+        'val.json',
+        'train',
+        'val',
+        'maps',
+    ],
 )
 def test_every_missing_file_is_noticed(config, tmp_path, name):
     path = tmp_path / name
@@ -86,7 +99,9 @@ def test_all_problems_come_in_one_message(config, tmp_path):
     ]
 
 
-@pytest.mark.parametrize('key', ['max_iters', 'warmup_iters', 'data_root', 'load_image', 'words', 'env_cfg', 'work_dir'])
+@pytest.mark.parametrize(
+    'key', ['max_iters', 'warmup_iters', 'data_root', 'load_image', 'words', 'env_cfg', 'work_dir']
+)
 def test_variables_of_a_config_are_no_typos(config, key):
     config[key] = 1
     check_config(config)

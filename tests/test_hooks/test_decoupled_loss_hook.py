@@ -57,7 +57,11 @@ def test_ramp(iteration, value):
 
 
 @given(
-    begin=st.integers(0, 50), length=st.integers(0, 50), start=st.floats(0, 5), stop=st.floats(0, 5), at=st.integers(0, 120)
+    begin=st.integers(0, 50),
+    length=st.integers(0, 50),
+    start=st.floats(0, 5),
+    stop=st.floats(0, 5),
+    at=st.integers(0, 120),
 )
 def test_schedule_is_linear_between_its_ends_and_constant_outside(begin, length, start, stop, at):
     schedule = {'begin': begin, 'end': begin + length, 'start': start, 'stop': stop}
@@ -113,7 +117,9 @@ def test_shares_and_threshold_are_logged(runner):
     hook = DecoupledLossHook(score_thr=RAMP)
     for iteration, (kept, things) in enumerate([(4, 1), (0, 0), (8, 8)]):
         step(hook, runner, iteration, kept=kept, things=things)
-    logged = {name: runner.message_hub.get_scalar(f'train/{name}').data[0].tolist() for name in ('kept_share', 'thing_share')}
+    logged = {
+        name: runner.message_hub.get_scalar(f'train/{name}').data[0].tolist() for name in ('kept_share', 'thing_share')
+    }
     assert logged == {'kept_share': [0.5, 0.0, 1.0], 'thing_share': [0.25, 0.0, 1.0]}
     assert runner.message_hub.get_scalar('train/score_thr').current() == 0.5
 

@@ -33,7 +33,7 @@ def make_batch(labels: tuple[int, ...] = (0, 1, 2, 3)) -> tuple[Tensor, list[Bas
     """Three images with captions; four regions in the first, two in the second, none in the third."""
     generator = torch.Generator().manual_seed(0)
     samples = []
-    for caption, count in zip(CAPTIONS, (4, 2, 0)):
+    for caption, count in zip(CAPTIONS, (4, 2, 0), strict=True):
         kinds = torch.tensor(labels[:count], dtype=torch.int64)
         regions = InstanceData(
             boxes=grid_boxes(32, 32, 2, 2, 32)[: len(kinds)],

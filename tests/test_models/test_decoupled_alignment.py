@@ -59,7 +59,7 @@ def plain_formula(
 ) -> dict[str, float]:
     """Row by row, in float64."""
     sums, rows = {'thing': 0.0, 'stuff': 0.0}, {'thing': 0, 'stuff': 0}
-    for s, t in zip(student.double(), teacher.double()):
+    for s, t in zip(student.double(), teacher.double(), strict=True):
         teacher_logits = scale * (teacher_text.double() @ t) / t.norm()
         student_logits = scale * (student_text.double() @ s) / s.norm()
         probability, label = teacher_logits.softmax(0).max(0)
@@ -256,7 +256,7 @@ def test_threshold_is_checked_when_it_changes():
     ],
 )
 def test_shapes_that_do_not_fit(change, message):
-    batch = dict(zip(('student', 'teacher', 'student_text', 'teacher_text'), regions(14)))
+    batch = dict(zip(('student', 'teacher', 'student_text', 'teacher_text'), regions(14), strict=True))
     change(batch)
     with pytest.raises(ValueError, match=message):
         DecoupledAlignmentLoss(THINGS)(*batch.values())

@@ -60,7 +60,7 @@ def test_logits_are_cosines_of_the_models_region_features(build, tiny_arch, chec
     vlm = load_vlm(tiny_arch(), checkpoint)
     texts = class_embeddings(vlm, NAMES, TEMPLATES, normalize=True)
     results = predicted(build(), images, samples)
-    for image, sample, (boxed, masked) in zip(images, samples, results):
+    for image, sample, (boxed, masked) in zip(images, samples, results, strict=True):
         boxes = vlm.encode_boxes(image[None], [sample.gt_regions.boxes])
         masks = vlm.encode_masks(image[None], [sample.gt_regions.masks])
         torch.testing.assert_close(boxed, F.normalize(boxes, dim=-1) @ texts.T, rtol=1e-4, atol=1e-5)
@@ -72,7 +72,7 @@ def test_logits_are_cosines_of_the_models_region_features(build, tiny_arch, chec
 def test_batches_do_not_change_predictions(build):
     model, images, counts = build(), torch.randn(2, 3, 48, 64), (5, 2)
     together = predicted(model, images, [make_sample(count, seed) for seed, count in enumerate(counts)])
-    for index, (count, (boxed, masked)) in enumerate(zip(counts, together)):
+    for index, (count, (boxed, masked)) in enumerate(zip(counts, together, strict=True)):
         alone = predicted(model, images[index : index + 1], [make_sample(count, index)])[0]
         torch.testing.assert_close(boxed, alone[0], rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(masked, alone[1], rtol=1e-4, atol=1e-6)
@@ -139,7 +139,9 @@ def test_weights_of_another_architecture_leave_the_model_as_it_was(build, tiny_a
     model = build()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     torch.save(load_vlm(tiny_arch(width=48)).state_dict(), tmp_path / 'wide.pt')
-    with pytest.raises(ValueError, match='wide.pt does not fit this architecture(.|\n)*k_proj.weight: .48, 48. in the file'):
+    with pytest.raises(
+        ValueError, match='wide.pt does not fit this architecture(.|\n)*k_proj.weight: .48, 48. in the file'
+    ):
         model.load_weights(tmp_path / 'wide.pt')
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
@@ -172,7 +174,7 @@ def test_normalisation_happens_in_the_preprocessor(build):
     samples = model.test_step(batch)
     normalised = (images - torch.tensor(options['mean'])[:, None, None]) / torch.tensor(options['std'])[:, None, None]
     expected = predicted(model, normalised, [make_sample(2), make_sample(3)])
-    for sample, (boxed, masked) in zip(samples, expected):
+    for sample, (boxed, masked) in zip(samples, expected, strict=True):
         torch.testing.assert_close(sample.pred_regions.box_logits, boxed)
         torch.testing.assert_close(sample.pred_regions.mask_logits, masked)
 
@@ -197,7 +199,10 @@ def test_data_set_may_name_the_classes_with_synonyms(build):
 @pytest.mark.parametrize(
     ('classes', 'message'),
     [
-        (['car', 'ball', 'tree', 'sky'], "class 1 is 'tree' in the vocabulary of the model, but 'ball' in the data set"),
+        (
+            ['car', 'ball', 'tree', 'sky'],
+            "class 1 is 'tree' in the vocabulary of the model, but 'ball' in the data set",
+        ),
         (['car', 'tree', 'ball, toy', 'water, sea'], "class 3 is 'sky' .* but 'water, sea'"),
     ],
 )

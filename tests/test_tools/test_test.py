@@ -62,7 +62,9 @@ def test_every_format_gives_the_same_figures(figures, trained, tiny_arch, tmp_pa
 
 
 def test_evaluation_during_training_is_that_of_the_checkpoint(figures, trained, checkpoints):
-    logged = [json.loads(line) for log in trained.glob('*/vis_data/scalars.json') for line in log.read_text().splitlines()]
+    logged = [
+        json.loads(line) for log in trained.glob('*/vis_data/scalars.json') for line in log.read_text().splitlines()
+    ]
     last = [entry for entry in logged if 'masks.stuff.macc1' in entry][-1]
     tested = figures(trained / 'iter_10.pth')
     assert tested == {name: pytest.approx(last[name]) for name in tested}
@@ -86,7 +88,15 @@ def test_raw_predictions_are_dumped_when_asked(figures, trained, tmp_path):
 def test_two_processes_agree_with_one(figures, launch, configs, trained, tmp_path):
     out = tmp_path / 'two.json'
     options = ['env_cfg.dist_cfg.backend=gloo', 'model_wrapper_cfg.device_ids=None', f'test_evaluator.out_json={out}']
-    arguments = [configs['evaluate'], trained / 'iter_10.pth', 2, '--work-dir', tmp_path / 'run', '--cfg-options', *options]
+    arguments = [
+        configs['evaluate'],
+        trained / 'iter_10.pth',
+        2,
+        '--work-dir',
+        tmp_path / 'run',
+        '--cfg-options',
+        *options,
+    ]
     launch('bash', ROOT / 'tools' / 'dist_test.sh', *arguments)
     content = json.loads(out.read_text())
     assert content['images'] == 8

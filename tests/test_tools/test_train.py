@@ -17,7 +17,11 @@ from densevlm_mm.apis import ConfigError
 
 ROOT = Path(__file__).parents[2]
 # Two processes on CPUs: another backend than the default, and DDP without a device.
-GLOO = ['env_cfg.dist_cfg.backend=gloo', 'model_wrapper_cfg.device_ids=None', 'model_wrapper_cfg.broadcast_buffers=False']
+GLOO = [
+    'env_cfg.dist_cfg.backend=gloo',
+    'model_wrapper_cfg.device_ids=None',
+    'model_wrapper_cfg.broadcast_buffers=False',
+]
 
 
 @HOOKS.register_module()
@@ -172,5 +176,7 @@ def test_two_processes_train_as_one(launch, configs, alone, checkpoints, tmp_pat
     original, one, two = torch.load(checkpoints['student'])['state_dict'], load(alone, 2), load(tmp_path, 2)
     for name, value in one['raw_trainable'].items():
         moved = (value - original[name.removeprefix('vlm.')]).abs().max()
-        torch.testing.assert_close(two['raw_trainable'][name], value, rtol=1e-6, atol=float(1e-4 * moved + 1e-9), msg=name)
+        torch.testing.assert_close(
+            two['raw_trainable'][name], value, rtol=1e-6, atol=float(1e-4 * moved + 1e-9), msg=name
+        )
     assert max((v - original[n.removeprefix('vlm.')]).abs().max() for n, v in one['raw_trainable'].items()) > 1e-3

@@ -21,7 +21,11 @@ def test_labels_are_those_of_the_nearest_text(tiny_arch):
     assert (labels[0, 0, 0], labels[0, -1, -1]) == (0, 1)
     # within half a patch of a corner, enlarging cannot mix tokens
     nearest = torch.einsum('bchw,kc->bkhw', dense, F.normalize(texts, dim=-1)).argmax(1)
-    for rows, cols, token in ((slice(4), slice(4), (0, 0)), (slice(-4, None), slice(4), (-1, 0)), (slice(4), slice(-4, None), (0, -1))):
+    for rows, cols, token in (
+        (slice(4), slice(4), (0, 0)),
+        (slice(-4, None), slice(4), (-1, 0)),
+        (slice(4), slice(-4, None), (0, -1)),
+    ):
         assert torch.equal(labels[:, rows, cols].flatten(1), nearest[:, token[0], token[1], None].expand(2, 16))
     assert torch.equal(dense_labels(vlm, images, 0.1 * texts), labels)
 
