@@ -93,14 +93,15 @@ build_mmcv_wheel() {  # $1: folder that receives the wheel
 
 install_mmcv() {
     has "import mmcv, mmcv._ext; assert mmcv.__version__ == '$MMCV'" && return
-    install 'setuptools<81' wheel ninja psutil 'numpy>=1.24' packaging
+    # mmcv's wheel will ask for the OpenCV it was built beside; the headless one needs no display libraries
+    install 'setuptools<81' wheel ninja psutil 'numpy>=1.24' packaging opencv-python-headless
     local key wheels
     # a wheel fits one interpreter, one torch and one device kind
     key=$("$VENV/bin/python" -c 'import sys, torch; print("cp%d%d" % sys.version_info[:2], "torch" + torch.__version__, "cuda" if torch.cuda.is_available() else "cpu", sep="-")')
     wheels=$CACHE/mmcv/$key
     ls "$wheels"/mmcv-"$MMCV"-*.whl >/dev/null 2>&1 || build_mmcv_wheel "$wheels"
+    install 'mmengine>=0.11.0rc3,<1' addict Pillow yapf
     install --force-reinstall --no-deps "$wheels"/mmcv-"$MMCV"-*.whl
-    install 'mmengine>=0.11.0rc3,<1' opencv-python-headless addict Pillow yapf
     has "from mmcv.ops import nms" || die "mmcv was installed, but its compiled operators do not load" \
         "rm -r $wheels and run again, so that it is compiled for this torch"
 }

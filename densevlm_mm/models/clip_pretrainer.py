@@ -12,7 +12,7 @@ from torch import Tensor
 
 from densevlm_mm.registry import MODELS
 from densevlm_mm.vlm import load_vlm
-from densevlm_mm.vlm.prompts import fill_template
+from densevlm_mm.vlm.prompts import fill_template, get_templates
 from densevlm_mm.vlm.region_pooling import pad_regions, pool_boxes, pool_masks
 
 from .region_classifier import RegionModel
@@ -73,7 +73,8 @@ class CLIPPretrainer(RegionModel):
         masks, _ = pad_regions([r.masks for r in regions])
         labels, _ = pad_regions([r.labels for r in regions])
         things, _ = pad_regions([r.is_thing for r in regions])
-        prompts = [fill_template(self.eval_templates[0], name) for name in self.eval_vocabulary.names]
+        template = get_templates(self.eval_templates)[0]
+        prompts = [fill_template(template, name) for name in self.eval_vocabulary.names]
         texts = self.vlm.logit_scale.exp() * self.vlm.encode_text(self.vlm.tokenize(prompts))
         boxed = F.normalize(pool_boxes(dense, boxes)[things], dim=-1) @ texts.T
         masked = pool_masks(dense, masks)[valid] @ texts.T

@@ -71,7 +71,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
             break
     if not isinstance(content, Mapping) or not content:
         raise CheckpointError(f'{path} holds no state dict')
-    state = {strip_prefix(str(key), 'module.'): value for key, value in content.items() if key not in _NOT_WEIGHTS}
+    state = {str(key).removeprefix('module.'): value for key, value in content.items() if key not in _NOT_WEIGHTS}
     strange = [key for key, value in state.items() if not isinstance(value, Tensor)]
     if strange:
         raise CheckpointError(f'{path} holds no state dict: {strange[:5]} are not tensors')
@@ -119,7 +119,7 @@ def rename_keys(state: Mapping[str, Tensor], vlm: VLM) -> dict[str, Tensor]:
     renamed = {}
     for key, value in state.items():
         if key.startswith('visual.'):
-            inner = vlm.visual.rename_key(key[len('visual.') :])
+            inner = vlm.visual.rename_key(key.removeprefix('visual.'))
             if inner is not None:
                 renamed['visual.' + inner] = value
         elif key.startswith('text.') or key in ('logit_scale', 'logit_bias'):
@@ -141,11 +141,6 @@ def save_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
-
-
-def strip_prefix(key: str, prefix: str) -> str:
-    """``key`` without a leading ``prefix``."""
-    return key[len(prefix) :] if key.startswith(prefix) else key
 
 
 def _read(path: Path) -> object:
@@ -187,7 +182,7 @@ def _is_torchscript(path: Path) -> bool:
 
 
 def _own_model(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    own = {key[len(_OWN_PREFIX) :]: value for key, value in state.items() if key.startswith(_OWN_PREFIX)}
+    own = {key.removeprefix(_OWN_PREFIX): value for key, value in state.items() if key.startswith(_OWN_PREFIX)}
     return own or state
 
 
