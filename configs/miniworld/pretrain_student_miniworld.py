@@ -16,9 +16,7 @@ model = dict(
     eval_templates=_base_.miniworld_templates,
 )
 add_caption = dict(type='densevlm_mm.AddCaption', ann_file=f'{_base_.data_root}/annotations/captions_train2017.json')
-train_dataloader = dict(
-    batch_size=48, dataset=dict(pipeline=[*_base_.load_image, add_caption, _base_.pack])
-)
+train_dataloader = dict(batch_size=48, dataset=dict(pipeline=[*_base_.load_image, add_caption, _base_.pack]))
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
 param_scheduler = [
     dict(type='LinearLR', start_factor=1 / 50, by_epoch=False, begin=0, end=50),

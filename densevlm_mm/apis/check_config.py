@@ -11,6 +11,8 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from densevlm_mm.vlm import read_state_dict
+
 # What a missing file is and who publishes it, by file name or by a folder in its path.
 _PUBLISHED = {
     'EVA02_CLIP_B_psz16_s8B.pt': 'EVA02-CLIP-B/16, the student to start from; Hugging Face: QuanSun/EVA-CLIP',
@@ -45,6 +47,7 @@ def check_config(cfg: Config, *, train: bool = True, files: Sequence[str] = ()) 
 
     Raises:
         ConfigError: Listing every problem, with what a missing file is and where it is published.
+        CheckpointError: If the file to resume or start from is damaged or holds code.
     """
     parts = ('train_dataloader', 'val_dataloader') if train else ('test_dataloader',)
     problems = [*_mistyped_keys(cfg)]
@@ -53,6 +56,9 @@ def check_config(cfg: Config, *, train: bool = True, files: Sequence[str] = ()) 
             problems.append(f'{path} does not exist{_explain(path)}')
     if problems:
         raise ConfigError('\n  '.join([f'{cfg.filename or "the config"} cannot run:', *problems]))
+    if cfg.get('load_from'):
+        # mmengine itself would unpickle anything
+        read_state_dict(cfg.load_from)
 
 
 def _mistyped_keys(cfg: Config) -> Iterator[str]:

@@ -22,7 +22,7 @@ class VLM(nn.Module):
 
     Args:
         arch: Name or model config, see `architectures.resolve_arch`.
-        dense_mode: How the last block makes dense features; 'value' is DenseVLM's and CLIPSelf's.
+        dense_mode: How the last block makes dense features; 'value' is DenseVLM's and CLIPSelf's. Towers list theirs.
 
     Raises:
         ValueError: For an unknown arch or key, or a dense mode that its vision tower does not define.
@@ -85,7 +85,8 @@ class VLM(nn.Module):
         Returns:
             One ``(B, W, h, w)`` per index, W the tower's width.
         """
-        return self.visual.run(images, indices=indices).maps
+        depth = max((self.visual.block_index(i) for i in indices), default=-1) + 1
+        return self.visual.run(images, indices=indices, depth=depth).maps
 
     def encode_text(self, tokens: Tensor, normalize: bool = True) -> Tensor:
         """Text embeddings ``(N, C)`` of token ids ``(N, L)``."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -70,7 +71,10 @@ def class_embeddings(
     embeddings = _read_cached(path, (len(names), vlm.embed_dim))
     if embeddings is None:
         embeddings = compute_class_embeddings(vlm, names, templates).cpu()
-        save_atomically(path, lambda file: np.save(file, embeddings.numpy()))
+        try:
+            save_atomically(path, lambda file: np.save(file, embeddings.numpy()))
+        except OSError as error:
+            warnings.warn(f'class embeddings are not cached ({error}); set DENSEVLM_CACHE to a folder', stacklevel=2)
     embeddings = embeddings.to(vlm.device)
     return F.normalize(embeddings, dim=-1) if normalize else embeddings
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+import torch
 from mmengine.config import Config
 
 from densevlm_mm.apis import ConfigError, check_config
+from densevlm_mm.vlm import CheckpointError
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 
@@ -15,8 +18,9 @@ CONFIGS = Path(__file__).parents[2] / 'configs'
 @pytest.fixture
 def config(tmp_path) -> Config:
     """A config all of whose files exist."""
-    for name in ('student.pt', 'teacher.pt', 'classes.py', 'text.npy', 'last.pth', 'train.json', 'val.json'):
+    for name in ('student.pt', 'teacher.pt', 'classes.py', 'text.npy', 'train.json', 'val.json'):
         (tmp_path / name).touch()
+    torch.save({'state_dict': {'weight': torch.zeros(1)}}, tmp_path / 'last.pth')
     for name in ('train', 'val', 'maps'):
         (tmp_path / name).mkdir()
     root = str(tmp_path)
@@ -149,3 +153,18 @@ def test_other_recipes_too(name, words, monkeypatch):
         check_config(Config.fromfile(CONFIGS / name), train='eval' not in name)
     for word in words:
         assert word in str(error.value)
+
+
+class Payload:
+    """Runs a command when it is unpickled."""
+
+    def __reduce__(self) -> tuple:
+        return os.system, ('touch ' + os.environ['PAYLOAD'],)
+
+
+def test_a_file_to_resume_that_holds_code_is_refused(config, tmp_path, monkeypatch):
+    monkeypatch.setenv('PAYLOAD', str(tmp_path / 'ran'))
+    torch.save({'state_dict': {}, 'meta': Payload()}, tmp_path / 'last.pth')
+    with pytest.raises(CheckpointError, match='last.pth is refused: reading it would run'):
+        check_config(config)
+    assert not (tmp_path / 'ran').exists()

@@ -26,9 +26,7 @@ def panoptic_folder(tmp_path: Path) -> Path:
     (tmp_path / 'maps').mkdir()
     generator = np.random.default_rng(0)
     for name in ('a', 'b'):
-        Image.fromarray(generator.integers(0, 256, (30, 40, 3), np.uint8)).save(
-            tmp_path / 'images' / f'{name}.jpg'
-        )
+        Image.fromarray(generator.integers(0, 256, (30, 40, 3), np.uint8)).save(tmp_path / 'images' / f'{name}.jpg')
     segment_map = np.zeros((30, 40, 3), np.uint8)
     segment_map[4:16, 2:12] = (3, 1, 0)
     segment_map[:, 20:] = (5, 0, 0)

@@ -160,18 +160,14 @@ class TestCaptions:
     def test_stuff_is_mentioned_at_its_rate(self, stuff_mention: float):
         rng = np.random.default_rng(0)
         options = {'count': 2000, 'stuff_mention': stuff_mention}
-        words = [
-            set(text.split()) for text in draw_captions(rng, ('car', 'boat'), ('sky', 'sand'), **options)
-        ]
+        words = [set(text.split()) for text in draw_captions(rng, ('car', 'boat'), ('sky', 'sand'), **options)]
         assert all({'car', 'boat'} <= said for said in words)
         for name in ('sky', 'sand'):
             assert np.mean([name in said for said in words]) == pytest.approx(stuff_mention, abs=0.04)
 
     @settings(max_examples=25, deadline=None)
     @given(seed=st.integers(0, 2**32), index=st.integers(0, 10_000), stuff_mention=st.floats(0, 1))
-    def test_captions_name_every_thing_and_only_stuff_that_is_there(
-        self, seed: int, index: int, stuff_mention: float
-    ):
+    def test_captions_name_every_thing_and_only_stuff_that_is_there(self, seed: int, index: int, stuff_mention: float):
         world = World(seed=seed, size=(32, 32), stuff_mention=stuff_mention, captions_per_image=3)
         scene, captions = world.render('train2017', index)
         assert len(captions) == 3
@@ -184,9 +180,7 @@ class TestCaptions:
 
 class TestMasks:
     @settings(deadline=None)
-    @given(
-        seed=st.integers(0, 2**32), height=st.integers(1, 9), width=st.integers(1, 9), share=st.floats(0, 1)
-    )
+    @given(seed=st.integers(0, 2**32), height=st.integers(1, 9), width=st.integers(1, 9), share=st.floats(0, 1))
     def test_run_lengths_restore_the_mask(self, seed: int, height: int, width: int, share: float):
         mask = np.random.default_rng(seed).random((height, width)) < share
         encoded = encode_mask(mask)
@@ -285,9 +279,7 @@ class TestFiles:
 
 
 class TestGenerate:
-    def test_processes_do_not_change_a_byte(
-        self, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ):
+    def test_processes_do_not_change_a_byte(self, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(generate_module, 'CHUNK', 5)
         generate_miniworld(tmp_path / 'again', workers=2, **SMALL)
         assert files_of(tmp_path / 'again') == files_of(world)
@@ -418,9 +410,7 @@ def tool() -> ModuleType:
 
 
 class TestTool:
-    def test_writes_then_reports_up_to_date(
-        self, tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture
-    ):
+    def test_writes_then_reports_up_to_date(self, tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture):
         command = [str(tmp_path / 'w'), '--train', '2', '--val', '1', '--size', '64', '48', '--workers', '1']
         assert tool.main(command) == 0
         assert capsys.readouterr().out.strip().endswith('written')

@@ -15,9 +15,7 @@ def make(length: int, *, rank: int = 0, world: int = 1, **options) -> EpochSampl
     """Sampler of one of several ranks, without the ranks."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr('densevlm_mm.datasets.samplers.get_dist_info', lambda: (rank, world))
-        return DATA_SAMPLERS.build(
-            {'type': 'densevlm_mm.EpochSampler', 'dataset': range(length), 'seed': 0, **options}
-        )
+        return DATA_SAMPLERS.build({'type': 'densevlm_mm.EpochSampler', 'dataset': range(length), 'seed': 0, **options})
 
 
 def epoch_of(sampler: EpochSampler, epoch: int) -> list[tuple[int, int]]:
@@ -64,9 +62,7 @@ def test_ranks_together_see_the_batches_of_one_process(length, world, batch_size
         assert sorted(together) == sorted(alone[step * world :][: len(together)])
 
 
-@pytest.mark.parametrize(
-    'length, ratio, drawn', [(10, 0.7, 7), (10, 0.3, 3), (9, 1 / 3, 3), (118287, 0.25, 29572)]
-)
+@pytest.mark.parametrize('length, ratio, drawn', [(10, 0.7, 7), (10, 0.3, 3), (9, 1 / 3, 3), (118287, 0.25, 29572)])
 def test_ratio_draws_that_share(length, ratio, drawn):
     sampler = make(length, ratio=ratio)
     assert len(sampler) == drawn == len(set(sampler))

@@ -92,9 +92,7 @@ def test_order_of_classes_does_not_matter(seed, order, ties):
 @given(st.integers(0, 10**6), st.floats(0.1, 100), st.floats(-5, 5))
 def test_scale_and_offset_of_the_logits_do_not_matter(seed, scale, offset):
     logits, labels, is_thing = draw(seed)
-    assert region_accuracy(logits * scale + offset, labels, is_thing) == region_accuracy(
-        logits, labels, is_thing
-    )
+    assert region_accuracy(logits * scale + offset, labels, is_thing) == region_accuracy(logits, labels, is_thing)
 
 
 def test_repeating_every_region_changes_nothing():

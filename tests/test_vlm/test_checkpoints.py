@@ -301,6 +301,17 @@ def test_everything_that_does_not_fit_is_listed(word_vlm, saved):
     assert_same(word_vlm.state_dict(), before)
 
 
+@pytest.mark.parametrize('fault', ['missing', 'unexpected', 'of another shape'])
+def test_a_single_fault_is_enough(word_vlm, saved, fault):
+    state = word_vlm.state_dict()
+    if fault == 'missing':
+        del state['text.text_projection']
+    else:
+        state['text.gate' if fault == 'unexpected' else 'text.text_projection'] = torch.ones(1)
+    with pytest.raises(CheckpointError, match=f'1 {fault}:'):
+        load_checkpoint(word_vlm, saved(state))
+
+
 def test_another_architecture_s_file_is_refused_with_a_short_list(tiny_arch, parity_dir):
     with pytest.raises(CheckpointError, match='does not fit this architecture') as caught:
         load_vlm(tiny_arch('openai'), parity_dir / 'eva_tiny.pt')

@@ -62,6 +62,13 @@ def test_the_second_call_does_not_touch_the_text_tower(word_vlm, cache, passes):
     assert [path.suffix for path in cache.iterdir()] == ['.npy']
 
 
+def test_a_folder_that_cannot_be_written_is_no_obstacle(word_vlm, cache):
+    cache.parent.write_text('a file where the cache should be')
+    with pytest.warns(UserWarning, match='not cached .*DENSEVLM_CACHE'):
+        embeddings = class_embeddings(word_vlm, NAMES, TEMPLATES)
+    assert torch.equal(embeddings, compute_class_embeddings(word_vlm, NAMES, TEMPLATES))
+
+
 def test_normalised_on_request(word_vlm, cache):
     plain = class_embeddings(word_vlm, NAMES, TEMPLATES)
     torch.testing.assert_close(class_embeddings(word_vlm, NAMES, TEMPLATES, normalize=True), F.normalize(plain, dim=-1))

@@ -6,8 +6,7 @@ pack = dict(type='densevlm_mm.PackRegions')
 
 train_dataloader = dict(
     batch_size=32,
-    num_workers=1,
-    persistent_workers=True,
+    num_workers=0,  # images this small load faster than a worker process can hand them over
     drop_last=True,
     sampler=dict(type='densevlm_mm.EpochSampler'),
     dataset=dict(
@@ -20,7 +19,7 @@ train_dataloader = dict(
 )
 val_dataloader = dict(
     batch_size=50,
-    num_workers=1,
+    num_workers=0,
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         type='densevlm_mm.PanopticRegionDataset',

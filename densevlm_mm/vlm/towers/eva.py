@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from timm.layers import to_2tuple
-from timm.models.eva import Eva
+from timm.models.eva import Eva, EvaAttention
 from torch import Tensor, nn
 
 from ..positions import resize_position_embedding, rotary_table
 from .base import VisionTower, check_known_keys
+from .self_correlation import SELF_CORRELATIONS, self_correlation
 
 # Switches of EVA-CLIP's model configs that EVA-02-CLIP has on, and what leaving one out means.
 _SWITCHES = {'rope': False, 'naiveswiglu': False, 'subln': False, 'intp_freq': True}
@@ -35,6 +36,10 @@ _RENAMED = {
 class EvaTower(VisionTower):
     """EVA-02-CLIP ViT (Sun et al., EVA-CLIP, arXiv:2303.15389).
 
+    Dense modes: 'vanilla' is the ordinary last block; 'value' drops its attention and keeps residual and MLP (MaskCLIP,
+    CLIPSelf, DenseVLM); 'qq', 'kk', 'vv', 'csa' (qq + kk) and 'all' correlate features with themselves, unscaled and
+    without rotary positions, and have neither residual nor MLP (DeCLIP, CVPR 2025).
+
     Args:
         embed_dim: Channels of the image-text space.
         vision_cfg: ``vision_cfg`` of EVA-CLIP's JSON model configs.
@@ -42,6 +47,8 @@ class EvaTower(VisionTower):
     Raises:
         ValueError: For a key that is not in that schema, or a variant other than EVA-02-CLIP.
     """
+
+    dense_modes = ('value', 'vanilla', *SELF_CORRELATIONS)
 
     def __init__(self, embed_dim: int, vision_cfg: Mapping) -> None:
         super().__init__()
@@ -54,6 +61,8 @@ class EvaTower(VisionTower):
         self.image_size = to_2tuple(vision_cfg['image_size'])
         self.patch_size = to_2tuple(vision_cfg['patch_size'])
         self.head_dim = vision_cfg.get('head_width', 64)
+        if self.width % self.head_dim:
+            raise ValueError(f'vision_cfg.width {self.width} is no multiple of head_width {self.head_dim}')
         self.rope_span = vision_cfg.get('pt_hw_seq_len', 16)
         self.trunk = Eva(
             img_size=self.image_size,
@@ -89,9 +98,20 @@ class EvaTower(VisionTower):
 
     def run_last_block(self, tokens: Tensor, grid: tuple[int, int], mode: str) -> Tensor:
         block = self.blocks[-1]
+        if mode in SELF_CORRELATIONS:
+            return self._correlate(block.attn, block.norm1(tokens), SELF_CORRELATIONS[mode])
         value = block.attn.v_proj(block.norm1(tokens))
         tokens = tokens + block.drop_path1(block.attn.proj(block.attn.norm(value)))
         return tokens + block.drop_path2(block.mlp(block.norm2(tokens)))
+
+    @staticmethod
+    def _correlate(attention: EvaAttention, tokens: Tensor, maps: Sequence[str]) -> Tensor:
+        heads = {
+            name: getattr(attention, f'{name}_proj')(tokens).unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
+            for name in {*''.join(maps), 'v'}
+        }
+        mixed = self_correlation(heads, maps, scale=1.0)
+        return attention.proj(attention.norm(mixed.transpose(1, 2).flatten(2)))
 
     def project(self, tokens: Tensor) -> Tensor:
         return self.trunk.head(self.trunk.norm(tokens))
@@ -100,10 +120,15 @@ class EvaTower(VisionTower):
         return self.project(tokens[:, 0])
 
     def unused_parameters(self, mode: str) -> Iterator[nn.Parameter]:
-        if mode == 'value':
-            attention = self.blocks[-1].attn
-            yield from attention.q_proj.parameters()
-            yield from attention.k_proj.parameters()
+        if mode == 'vanilla':
+            return
+        block, correlated = self.blocks[-1], ''.join(SELF_CORRELATIONS.get(mode, ()))
+        for name in 'qk':
+            if name not in correlated:
+                yield from getattr(block.attn, f'{name}_proj').parameters()
+        if correlated:
+            yield from block.norm2.parameters()
+            yield from block.mlp.parameters()
 
     def stem_parameters(self) -> Iterator[nn.Parameter]:
         yield from self.trunk.patch_embed.parameters()

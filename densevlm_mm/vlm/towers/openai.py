@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..positions import resize_position_embedding
 from .base import VisionTower, check_known_keys
+from .self_correlation import self_correlation
 
 _KNOWN = {f.name for f in fields(CLIPVisionCfg)}
 # Parts of open_clip's schema that change how tokens are made or pooled and have no dense path here.
@@ -26,6 +27,10 @@ _UNSUPPORTED = (
 class OpenAITower(VisionTower):
     """CLIP's ViT (Radford et al., arXiv:2103.00020) with a class token and a final projection matrix.
 
+    Dense modes: 'vanilla' is the ordinary last block; 'value' drops its attention and keeps residual and MLP
+    (DenseVLM); 'clearclip' correlates queries with themselves and has neither (ClearCLIP, ECCV 2024); 'sclip' adds the
+    correlations of queries and of keys and has both (SCLIP, ECCV 2024).
+
     Args:
         embed_dim: Channels of the image-text space.
         vision_cfg: ``vision_cfg`` of open_clip's JSON model configs.
@@ -34,6 +39,8 @@ class OpenAITower(VisionTower):
     Raises:
         ValueError: For a key that is not in that schema, or a variant without this dense path.
     """
+
+    dense_modes = ('value', 'vanilla', 'clearclip', 'sclip')
 
     def __init__(self, embed_dim: int, vision_cfg: Mapping, *, quick_gelu: bool) -> None:
         super().__init__()
@@ -77,17 +84,37 @@ class OpenAITower(VisionTower):
 
     def run_last_block(self, tokens: Tensor, grid: tuple[int, int], mode: str) -> Tensor:
         block = self.blocks[-1]
-        attention, width = block.attn, self.width
-        # the fused projection holds queries, keys, values in this order; only values are wanted
-        value = F.linear(block.ln_1(tokens), attention.in_proj_weight[-width:], attention.in_proj_bias[-width:])
-        tokens = tokens + block.ls_1(attention.out_proj(value))
+        mixed = block.ls_1(block.attn.out_proj(self._mix(block.attn, block.ln_1(tokens), mode)))
+        if mode == 'clearclip':
+            return mixed
+        tokens = tokens + mixed
         return tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
+
+    def _mix(self, attention: nn.MultiheadAttention, tokens: Tensor, mode: str) -> Tensor:
+        # the fused projection holds queries, keys and values, in this order
+        weights = dict(zip('qkv', attention.in_proj_weight.split(self.width), strict=True))
+        biases = dict(zip('qkv', attention.in_proj_bias.split(self.width), strict=True))
+        if mode == 'value':
+            return F.linear(tokens, weights['v'], biases['v'])
+        maps = ('q',) if mode == 'clearclip' else ('q', 'k')
+        heads = {
+            name: F.linear(tokens, weights[name], biases[name]).unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
+            for name in {*maps, 'v'}
+        }
+        mixed = self_correlation(heads, maps, scale=attention.head_dim**-0.5)
+        return mixed.transpose(1, 2).flatten(2)
 
     def project(self, tokens: Tensor) -> Tensor:
         return self.trunk.ln_post(tokens) @ self.trunk.proj
 
     def pool(self, tokens: Tensor) -> Tensor:
         return self.project(tokens[:, 0])
+
+    def unused_parameters(self, mode: str) -> Iterator[nn.Parameter]:
+        if mode == 'clearclip':
+            yield from self.blocks[-1].ln_2.parameters()
+            yield from self.blocks[-1].mlp.parameters()
+            yield from self.blocks[-1].ls_2.parameters()
 
     def stem_parameters(self) -> Iterator[nn.Parameter]:
         yield from self.trunk.conv1.parameters()
