@@ -18,6 +18,8 @@ from .towers.base import check_known_keys
 
 _SHIPPED = files(__package__) / 'model_configs'
 _TOP_LEVEL = {'embed_dim', 'vision_cfg', 'text_cfg', 'quick_gelu', 'custom_text'}
+# what a stored config may say about itself beside that
+_DESCRIPTION = {'kind', 'keys'}
 # open_clip names EVA-02 towers by their timm model, ours by EVA-CLIP's own configs
 _SAME_AS = {'EVA02-B-16': 'EVA02-CLIP-B-16', 'EVA02-L-14-336': 'EVA02-CLIP-L-14-336'}
 # EVA-CLIP's switches for kernels that make no difference to the numbers
@@ -35,6 +37,7 @@ def resolve_arch(arch: str | Mapping) -> dict[str, Any]:
         ValueError: For an unknown name or key, or a missing one.
     """
     config = _by_name(arch) if isinstance(arch, str) else dict(arch)
+    config = {key: value for key, value in config.items() if key not in _DESCRIPTION}
     check_known_keys(config, _TOP_LEVEL, 'the model config')
     missing = {'embed_dim', 'vision_cfg', 'text_cfg'} - set(config)
     if missing:

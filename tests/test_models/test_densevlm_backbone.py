@@ -86,6 +86,11 @@ def test_token_grid_without_strides(family, patch):
     ] * 2
 
 
+def test_strides_double_by_default():
+    assert make_backbone(out_indices=(1, 3)).strides == (4, 8)
+    assert make_backbone(out_indices=(0, 1, 2, 3)).strides == STRIDES
+
+
 def test_levels_are_the_token_grid_resampled():
     grid = make_backbone(checkpoint=checkpoint('eva'), strides=None)
     pyramid = make_backbone(checkpoint=checkpoint('eva'))

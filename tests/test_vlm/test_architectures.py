@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from open_clip import get_model_config
@@ -7,7 +9,7 @@ from open_clip.model import CLIP
 from open_clip.transformer import QuickGELU
 from torch import nn
 
-from densevlm_mm.vlm import VLM
+from densevlm_mm.vlm import VLM, load_vlm
 from densevlm_mm.vlm.architectures import build_text_tower, build_vision_tower, resolve_arch
 from densevlm_mm.vlm.checkpoints import rename_keys
 from densevlm_mm.vlm.towers import EvaTower, OpenAITower
@@ -110,3 +112,10 @@ def test_unsupported_parts_of_a_vit_are_refused_by_name(tiny_arch, key, value):
     arch['vision_cfg'][key] = value
     with pytest.raises(ValueError, match=rf'no dense path is defined for ViTs with .*{key}'):
         VLM(arch)
+
+
+@pytest.mark.parametrize('family', ['eva', 'openai'])
+def test_a_stored_config_may_describe_itself(parity_dir, family):
+    stored = json.loads((parity_dir / f'{family}_tiny.json').read_text())
+    assert {'kind', 'keys'} <= set(stored)
+    assert load_vlm(stored).embed_dim == stored['embed_dim']

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from mmengine.model import BaseModule
@@ -31,7 +31,8 @@ class DenseVLMBackbone(BaseModule):
         out_indices: Blocks whose patch tokens become the levels, counted from 0. The last block's tokens
             follow `dense_mode`: with 'value' those of the value path, since fine-tuning leaves its attention
             behind.
-        strides: Pixels per cell of each level; None keeps the token grid for all.
+        strides: Pixels per cell of each level; 'pyramid' doubles them from 4 on, as the stages of a ResNet do;
+            None keeps the token grid for all.
         trainable: How many blocks train, counted back from the last one that the outputs use; the rest of the
             tower is frozen. None and 0 freeze it all.
         frozen_stages: MMDetection's way to say the same: freeze the stem and the first so many blocks; -1
@@ -51,7 +52,7 @@ class DenseVLMBackbone(BaseModule):
         checkpoint: str | None = None,
         out_indices: Sequence[int] = (3, 5, 7, 11),
         *,
-        strides: Sequence[int] | None = (4, 8, 16, 32),
+        strides: Sequence[int] | Literal['pyramid'] | None = 'pyramid',
         trainable: int | None = None,
         frozen_stages: int | None = None,
         dense_mode: str = 'value',
@@ -69,6 +70,8 @@ class DenseVLMBackbone(BaseModule):
             raise ValueError('give trainable or frozen_stages, not both')
         if not out_indices and not with_dense:
             raise ValueError('out_indices is empty: name the blocks to output, or set with_dense')
+        if strides == 'pyramid':
+            strides = [4 * 2**level for level in range(len(out_indices))]
         if strides is not None:
             _check_strides(strides, len(out_indices))
         vlm = load_vlm(arch, checkpoint, dense_mode=dense_mode)
