@@ -50,12 +50,11 @@ def check_config(cfg: Config, *, train: bool = True, files: Sequence[str] = ()) 
         CheckpointError: If the file to resume or start from is damaged or holds code.
     """
     parts = ('train_dataloader', 'val_dataloader') if train else ('test_dataloader',)
-    problems = [*_mistyped_keys(cfg)]
-    for path in dict.fromkeys([*_input_paths(cfg, parts), *files]):
-        if not Path(path).exists():
-            problems.append(f'{path} does not exist{_explain(path)}')
+    missing = [path for path in dict.fromkeys([*_input_paths(cfg, parts), *files]) if not Path(path).exists()]
+    problems = [*_mistyped_keys(cfg), *(f'{path} does not exist' for path in missing)]
     if problems:
-        raise ConfigError('\n  '.join([f'{cfg.filename or "the config"} cannot run:', *problems]))
+        message = [f'{cfg.filename or "the config"} cannot run:', *problems]
+        raise ConfigError('\n  '.join(message) + ''.join(f'\n{line}' for line in _sources(missing)))
     if cfg.get('load_from'):
         # mmengine itself would unpickle anything
         read_state_dict(cfg.load_from)
@@ -97,8 +96,6 @@ def _paths_in(node: Any) -> Iterator[str]:
             yield from _paths_in(value)
 
 
-def _explain(path: str) -> str:
-    for name, what in _PUBLISHED.items():
-        if name in path:
-            return f'\n      what it is: {what}'
-    return ''
+def _sources(paths: Sequence[str]) -> list[str]:
+    """What the missing files are and where they are published, each once."""
+    return [f'{name}: {what}' for name, what in _PUBLISHED.items() if any(name in path for path in paths)]

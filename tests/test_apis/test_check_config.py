@@ -129,12 +129,16 @@ def test_main_recipe_says_what_is_missing_and_who_publishes_it():
         check_config(Config.fromfile(CONFIGS / 'densevlm' / 'densevlm_vitb16_coco.py'))
     lines = str(error.value).splitlines()
     assert lines[0].endswith('densevlm_vitb16_coco.py cannot run:')
-    explained = {lines[i].split()[0]: lines[i + 1] for i in range(1, len(lines), 2)}
-    assert 'huggingface' in explained['checkpoints/EVA02_CLIP_B_psz16_s8B.pt'].lower().replace(' ', '')
-    teacher = explained['checkpoints/clipself_coco_6_save6_512_eva_vitl14_24layers.pt']
-    assert 'the teacher' in teacher and 'lyhisme/DenseVLM' in teacher
-    for path in ('annotations/instances_train2017.json', 'train2017', 'annotations/panoptic_val2017', 'val2017'):
-        assert 'cocodataset.org' in explained[f'data/coco/{path}']
+    student = 'EVA02_CLIP_B_psz16_s8B.pt'
+    teacher = 'clipself_coco_6_save6_512_eva_vitl14_24layers.pt'
+    missing = {line.split()[0] for line in lines if line.endswith('does not exist')}
+    annotations = ('annotations/instances_train2017.json', 'annotations/panoptic_val2017.json')
+    data = (*annotations, 'train2017', 'val2017', 'annotations/panoptic_val2017')
+    assert missing == {f'checkpoints/{student}', f'checkpoints/{teacher}', *(f'data/coco/{path}' for path in data)}
+    sources = dict(line.split(': ', 1) for line in lines[1:] if not line.endswith('does not exist'))
+    assert 'huggingface' in sources[student].lower().replace(' ', '')
+    assert 'the teacher' in sources[teacher] and 'lyhisme/DenseVLM' in sources[teacher]
+    assert 'cocodataset.org' in sources['data/coco']
 
 
 @pytest.mark.usefixtures('empty_folder')
