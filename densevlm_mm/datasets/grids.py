@@ -49,26 +49,21 @@ def normalize_boxes(boxes: Tensor, *, scale: float, size: int) -> Tensor:
     return boxes * scale / size
 
 
-def grid_boxes(width: int, height: int, rows: int, cols: int, size: int) -> Tensor:
-    """Boxes of a ``rows`` x ``cols`` grid over an image that is resized to, and padded to, a square.
-
-    The grid tiles the image, not its padding: with the longest side on ``size`` px, the boxes reach
-    ``width / max(width, height)`` to the right and ``height / max(width, height)`` downwards.
+def grid_boxes(width: int, height: int, rows: int, cols: int) -> Tensor:
+    """Boxes of a ``rows`` x ``cols`` grid over an image.
 
     Args:
-        width: Width of the original image in px.
-        height: Height of the original image in px.
+        width: Width of the image in px.
+        height: Height of the image in px.
         rows: Cells from top to bottom.
         cols: Cells from left to right.
-        size: Side of the padded input in px.
 
     Returns:
-        ``(rows * cols, 4)`` float32 xyxy in 0..1, row by row.
+        ``(rows * cols, 4)`` float32 xyxy in px, row by row.
     """
     # torch.linspace rounds differently from NumPy's; the published boxes are torch's.
     x = torch.linspace(0, 1, cols + 1) * width
     y = torch.linspace(0, 1, rows + 1) * height
     top, left = torch.meshgrid(y[:-1], x[:-1], indexing='ij')
     bottom, right = torch.meshgrid(y[1:], x[1:], indexing='ij')
-    boxes = torch.stack([left, top, right, bottom], dim=-1).reshape(-1, 4)
-    return normalize_boxes(boxes, scale=size / max(width, height), size=size)
+    return torch.stack([left, top, right, bottom], dim=-1).reshape(-1, 4)

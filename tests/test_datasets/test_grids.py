@@ -44,23 +44,23 @@ def test_boxes_are_those_of_the_reference_to_the_bit(parity):
     for key in keys:
         _, image, rows, cols = key.split('_')
         width, height = map(int, image.split('x'))
-        boxes = grid_boxes(width, height, int(rows), int(cols), 512)
+        boxes = grid_boxes(width, height, int(rows), int(cols))
+        boxes = normalize_boxes(boxes, scale=512 / max(width, height), size=512)
         assert boxes.dtype == torch.float32
         np.testing.assert_array_equal(boxes.numpy(), parity[key])
 
 
-@given(sides, sides, splits, splits, st.sampled_from([64, 224, 512, 1024]))
-def test_boxes_tile_the_image(width, height, rows, cols, size):
-    boxes = grid_boxes(width, height, rows, cols, size).view(rows, cols, 4)
-    right, bottom = width / max(width, height), height / max(width, height)
+@given(sides, sides, splits, splits)
+def test_boxes_tile_the_image(width, height, rows, cols):
+    boxes = grid_boxes(width, height, rows, cols).view(rows, cols, 4)
     # Neighbours share their edge to the bit, so nothing is left out or counted twice.
     assert torch.equal(boxes[:, 1:, 0], boxes[:, :-1, 2])
     assert torch.equal(boxes[1:, :, 1], boxes[:-1, :, 3])
     assert (boxes[:, 0, 0] == 0).all() and (boxes[0, :, 1] == 0).all()
-    torch.testing.assert_close(boxes[:, -1, 2], torch.full((rows,), right))
-    torch.testing.assert_close(boxes[-1, :, 3], torch.full((cols,), bottom))
+    torch.testing.assert_close(boxes[:, -1, 2], torch.full((rows,), float(width)))
+    torch.testing.assert_close(boxes[-1, :, 3], torch.full((cols,), float(height)))
     assert (boxes[..., 2:] > boxes[..., :2]).all()
-    assert boxes.min() == 0 and boxes.max() <= 1 + 1e-6
+    assert boxes.min() == 0 and boxes.max() == max(width, height)
 
 
 def test_boxes_are_scaled_in_float32_then_divided():

@@ -36,7 +36,7 @@ def make_batch(labels: tuple[int, ...] = (0, 1, 2, 3)) -> tuple[Tensor, list[Bas
     for caption, count in zip(CAPTIONS, (4, 2, 0), strict=True):
         kinds = torch.tensor(labels[:count], dtype=torch.int64)
         regions = InstanceData(
-            boxes=grid_boxes(32, 32, 2, 2, 32)[: len(kinds)],
+            boxes=grid_boxes(32, 32, 2, 2)[: len(kinds)] / 32,
             masks=(torch.rand(len(kinds), 4, 4, generator=generator) > 0.3).float(),
             labels=kinds,
             is_thing=kinds < 2,

@@ -64,7 +64,7 @@ def batch() -> tuple[Tensor, list[BaseDataElement]]:
     """Two images of 64 px with grids of 2 x 3 and 2 x 2."""
     samples = []
     for rows, cols in ((2, 3), (2, 2)):
-        regions = InstanceData(boxes=grid_boxes(64, 64, rows, cols, 64))
+        regions = InstanceData(boxes=grid_boxes(64, 64, rows, cols) / 64)
         samples.append(BaseDataElement(gt_regions=regions))
     return torch.randn(2, 3, 64, 64), samples
 

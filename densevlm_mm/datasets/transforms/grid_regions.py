@@ -9,17 +9,19 @@ from mmengine.structures import InstanceData
 
 from densevlm_mm.registry import TRANSFORMS
 
-from ..grids import grid_boxes, grid_choices
+from ..grids import grid_boxes, grid_choices, normalize_boxes
 
 
 @TRANSFORMS.register_module()
 class SampleGridRegions(BaseTransform):
     """Cut the image into a grid that is drawn from :func:`grid_choices`.
 
-    Adds ``gt_regions`` with ``boxes`` ``(N, 4)`` float32, xyxy in 0..1 of the padded input. An item asked for
-    as ``(epoch, index)`` (see :class:`EpochSampler`) gets a grid that depends on ``seed``, epoch and index
-    only, however many workers and processes there are and wherever a run was resumed; otherwise it is drawn
-    from NumPy's global generator, which mmengine seeds in every worker.
+    Adds ``gt_regions`` with ``boxes`` ``(N, 4)`` float32, xyxy in 0..1 of the padded input, and ``ori_boxes``, the
+    same in px of the original image. The grid tiles the image, not its padding.
+
+    An item asked for as ``(epoch, index)`` (see :class:`EpochSampler`) gets a grid that depends on ``seed``, epoch and
+    index only, however many workers and processes there are and wherever a run was resumed; otherwise it is drawn from
+    NumPy's global generator, which mmengine seeds in every worker.
 
     Args:
         min_split: Fewest rows and columns: 2 in DenseVLM, 1 in CLIPSelf.
@@ -47,16 +49,18 @@ class SampleGridRegions(BaseTransform):
         self.max_regions = max_regions
 
     def transform(self, results: dict) -> dict:
-        """Draw a grid; needs ``ori_shape`` and ``img_shape``."""
+        """Draw a grid; needs ``ori_shape``, ``img_shape`` and ``scale``."""
         generator = self._generator(results)
         rows, cols = self.choices[generator.integers(len(self.choices))]
         height, width = results['ori_shape']
-        boxes = grid_boxes(width, height, rows, cols, results['img_shape'][0])
+        boxes = grid_boxes(width, height, rows, cols)
         # Drawn in any case, so that the options change which cells are kept but not the generator's state.
         kept = generator.permutation(len(boxes))[: self.max_regions]
         if not self.shuffle:
             kept.sort()
-        results['gt_regions'] = InstanceData(boxes=boxes[torch.from_numpy(kept)])
+        boxes = results['ori_boxes'] = boxes[torch.from_numpy(kept)]
+        boxes = normalize_boxes(boxes, scale=results['scale'], size=results['img_shape'][0])
+        results['gt_regions'] = InstanceData(boxes=boxes)
         return results
 
     def _generator(self, results: dict) -> np.random.Generator:

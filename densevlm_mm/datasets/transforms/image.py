@@ -79,8 +79,9 @@ class LoadImage(BaseTransform):
 class ResizeLongestPad(BaseTransform):
     """Resize the longest side, then pad right and bottom with zeros to a square.
 
-    Changes ``img`` to ``(size, size, 3)`` and adds ``img_shape`` ``(size, size)`` and ``scale``. Both sides
-    have the same ``scale``, though the shorter is rounded to whole pixels. Filtering is Pillow's bicubic.
+    Changes ``img`` to ``(size, size, 3)`` and adds ``img_shape`` ``(size, size)`` and ``scale``; the image as it was
+    stays as ``ori_img``, for crops. Both sides have the same ``scale``, though the shorter is rounded to whole pixels.
+    Filtering is Pillow's bicubic.
 
     Args:
         size: Side of the square in px.
@@ -99,5 +100,5 @@ class ResizeLongestPad(BaseTransform):
         image = Image.fromarray(results['img']).resize(resized, Image.Resampling.BICUBIC)
         padded = np.zeros((self.size, self.size, 3), np.uint8)
         padded[: resized[1], : resized[0]] = image
-        results.update(img=padded, img_shape=(self.size, self.size), scale=scale)
+        results.update(img=padded, ori_img=results['img'], img_shape=(self.size, self.size), scale=scale)
         return results

@@ -65,7 +65,8 @@ class LoadPanopticRegions(BaseTransform):
 
     A thing's box is its annotation's, a stuff segment's the bounding box of its pixels. Adds ``gt_regions``
     with ``boxes`` ``(N, 4)`` float32 xyxy in 0..1 of the padded input, ``masks`` ``(N, h, w)`` float32 of 0
-    and 1 at token resolution, ``labels`` ``(N,)`` int64 and ``is_thing`` ``(N,)`` bool; N may be 0.
+    and 1 at token resolution, ``labels`` ``(N,)`` int64 and ``is_thing`` ``(N,)`` bool; N may be 0. Also adds
+    ``ori_boxes`` ``(N, 4)`` float32, the boxes xyxy in px of the original image.
 
     Args:
         patch_size: Pixels per token of the model that is evaluated.
@@ -106,20 +107,17 @@ class LoadPanopticRegions(BaseTransform):
                 kept.append(segment)
                 boxes.append((x, y, x + width, y + height))
                 masks.append(downsample_mask(torch.from_numpy(mask), self._grid_size(results)))
-        results['gt_regions'] = self._regions(results, kept, boxes, masks)
+        results['ori_boxes'] = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+        results['gt_regions'] = self._regions(results, kept, masks)
         return results
 
     def _grid_size(self, results: dict) -> int:
         return results['img_shape'][0] // self.patch_size
 
-    def _regions(self, results: dict, segments: list[dict], boxes: list[tuple], masks: list[Tensor]) -> InstanceData:
+    def _regions(self, results: dict, segments: list[dict], masks: list[Tensor]) -> InstanceData:
         grid_size = self._grid_size(results)
         return InstanceData(
-            boxes=normalize_boxes(
-                torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
-                scale=results['scale'],
-                size=results['img_shape'][0],
-            ),
+            boxes=normalize_boxes(results['ori_boxes'], scale=results['scale'], size=results['img_shape'][0]),
             masks=torch.stack(masks) if masks else torch.zeros(0, grid_size, grid_size),
             labels=torch.tensor([segment['label'] for segment in segments], dtype=torch.int64),
             is_thing=torch.tensor([segment['is_thing'] for segment in segments], dtype=torch.bool),

@@ -10,14 +10,16 @@ from densevlm_mm.datasets import SampleGridRegions, grid_boxes, grid_choices
 
 
 def sample(transform: SampleGridRegions, epoch: int | None = 0, index: int = 0) -> torch.Tensor:
-    results = {'ori_shape': (48, 64), 'img_shape': (32, 32), 'sample_idx': index}
+    results = {'ori_shape': (48, 64), 'img_shape': (32, 32), 'scale': 0.5, 'sample_idx': index}
     if epoch is not None:
         results['epoch'] = epoch
-    return transform(results)['gt_regions'].boxes
+    results = transform(results)
+    assert torch.equal(results['gt_regions'].boxes, results['ori_boxes'] * 0.5 / 32)
+    return results['gt_regions'].boxes
 
 
 def all_grids(min_split: int = 2) -> list[torch.Tensor]:
-    return [grid_boxes(64, 48, rows, cols, 32) for rows, cols in grid_choices(min_split, 6)]
+    return [grid_boxes(64, 48, rows, cols) / 64 for rows, cols in grid_choices(min_split, 6)]
 
 
 def test_boxes_are_one_of_the_grids():
