@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+
+from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
 
 _BOTH = ('{article}', 'the')
 
@@ -44,24 +47,51 @@ _PHRASES = (
 # A bare noun phrase becomes a sentence.
 VILD = tuple(f'This is {phrase}' if phrase.startswith(('a', 'the')) else phrase for phrase in _PHRASES)
 
-TEMPLATES: dict[str, tuple[str, ...]] = {'vild': VILD, 'photo': ('a photo of {article} {}.',)}
+TEMPLATES: dict[str, tuple[str, ...]] = {
+    'vild': VILD,
+    'openai': tuple(fill('{}') for fill in OPENAI_IMAGENET_TEMPLATES),
+    'openai_simple': tuple(fill('{}') for fill in SIMPLE_IMAGENET_TEMPLATES),
+    'photo': ('a photo of {article} {}.',),
+    'none': ('{}',),
+}
 
 
 def get_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
-    """Templates by name ('vild', 'photo') or as given.
+    """Templates by name, from a file, or as given.
 
     Each holds ``{}`` for the class name and may hold ``{article}`` for "a" or "an".
 
+    Args:
+        templates: 'vild' (63), 'openai' (CLIP's 80 for ImageNet), 'openai_simple' (the 7 best of them), 'photo' (one),
+            'none' (the bare name); the path of a text file (.txt) with one a line; or a list.
+
     Raises:
-        ValueError: For an unknown name, an empty list, or a template without ``{}``.
+        FileNotFoundError: If there is no such file.
+        ValueError: For an unknown name, an empty list, a template without ``{}`` or with other braces.
     """
+    if isinstance(templates, str) and templates.endswith('.txt'):
+        return _checked(_read_lines(Path(templates)), f'prompt templates in {templates}')
     if isinstance(templates, str):
         if templates not in TEMPLATES:
-            raise ValueError(f'unknown prompt templates {templates!r}; known: {sorted(TEMPLATES)}, or give a list')
+            known = sorted(TEMPLATES)
+            raise ValueError(f'unknown prompt templates {templates!r}; known: {known}, or give a list or a .txt file')
         return TEMPLATES[templates]
-    without_name = [t for t in templates if '{}' not in t]
+    return _checked(templates, 'prompt templates')
+
+
+def _read_lines(path: Path) -> list[str]:
+    if not path.is_file():
+        raise FileNotFoundError(f'file of prompt templates {path} does not exist')
+    return [line.strip() for line in path.read_text(encoding='utf-8-sig').splitlines() if line.strip()]
+
+
+def _checked(templates: Sequence[str], what: str) -> tuple[str, ...]:
+    without_name = [t for t in templates if not isinstance(t, str) or '{}' not in t]
     if not templates or without_name:
-        raise ValueError(f'prompt templates must hold {{}} for the class name, got {without_name or templates}')
+        raise ValueError(f'{what} must hold {{}} for the class name, got {without_name or templates}')
+    strange = [t for t in templates if set('{}') & set(t.replace('{}', '').replace('{article}', ''))]
+    if strange:
+        raise ValueError(f'{what} may hold {{}} and {{article}}, but no other braces, got {strange}')
     return tuple(templates)
 
 
@@ -75,5 +105,5 @@ def fill_template(template: str, name: str) -> str:
     were trained with.
     """
     article = 'an' if name[:1] in 'aeiou' and name else 'a'
-    clean = name.replace('_', ' ').replace('/', ' or ').lower().rstrip('.')
+    clean = name.replace('_', ' ').replace('/', ' or ').lower().strip().rstrip('.')
     return template.replace('{article}', article).replace('{}', clean)

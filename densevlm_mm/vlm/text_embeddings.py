@@ -18,11 +18,14 @@ from torch import Tensor
 
 from .checkpoints import save_atomically
 from .prompts import fill_template, get_templates
+from .vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from .model import VLM
 
 _CHUNK = 512  # prompts per pass through the text tower
+# DenseVLM's released embeddings have norms of 0.89 to 0.96, the other released ones of 1.
+_USUAL_NORMS = (0.5, 1.5)
 
 
 def cache_dir() -> Path:
@@ -32,7 +35,9 @@ def cache_dir() -> Path:
 
 
 @torch.no_grad()
-def compute_class_embeddings(vlm: VLM, names: Sequence[str], templates: str | Sequence[str] = 'vild') -> Tensor:
+def compute_class_embeddings(
+    vlm: VLM, names: Sequence[str] | Vocabulary, templates: str | Sequence[str] = 'vild'
+) -> Tensor:
     """Mean over prompts of the L2-normalised text embeddings, one row per class.
 
     The mean is left as it is: DenseVLM's released embeddings have norms of 0.89 to 0.95, which act as a temperature per
@@ -40,32 +45,57 @@ def compute_class_embeddings(vlm: VLM, names: Sequence[str], templates: str | Se
 
     Args:
         vlm: Model with a text tower and a tokenizer.
-        names: K class names.
+        names: K class names; or a vocabulary, where the mean of a class is that over all its synonyms.
         templates: See `prompts.get_templates`.
 
     Returns:
         ``(K, C)`` fp32 on the model's device.
     """
+    if isinstance(names, Vocabulary):
+        phrases, classes = names.expanded()
+        return average_synonyms(compute_class_embeddings(vlm, phrases, templates), classes)
     prompts = [fill_template(template, name) for name in names for template in get_templates(templates)]
     chunks = [prompts[i : i + _CHUNK] for i in range(0, len(prompts), _CHUNK)]
     embeddings = torch.cat([vlm.encode_text(vlm.tokenize(chunk)).float() for chunk in chunks])
     return embeddings.unflatten(0, (len(names), -1)).mean(1)
 
 
+def average_synonyms(embeddings: Tensor, classes: Sequence[int]) -> Tensor:
+    """Mean embedding of every class over its phrases.
+
+    Args:
+        embeddings: ``(P, C)``, one row per phrase.
+        classes: P class indices that name each of 0..K-1, as `Vocabulary.expanded` gives them.
+
+    Returns:
+        ``(K, C)``.
+    """
+    index = torch.tensor(classes, device=embeddings.device)
+    counts = torch.bincount(index)
+    sums = embeddings.new_zeros(len(counts), embeddings.shape[1]).index_add_(0, index, embeddings)
+    return sums / counts[:, None]
+
+
 def class_embeddings(
-    vlm: VLM, names: Sequence[str], templates: str | Sequence[str] = 'vild', *, normalize: bool = False
+    vlm: VLM, names: Sequence[str] | Vocabulary, templates: str | Sequence[str] = 'vild', *, normalize: bool = False
 ) -> Tensor:
     """`compute_class_embeddings` through a cache on disk, keyed by the content of everything that enters.
 
+    To keep the synonyms of a vocabulary apart, ask for the phrases of `Vocabulary.expanded`.
+
     Args:
         vlm: Model with a text tower and a tokenizer.
-        names: K class names.
+        names: K class names; or a vocabulary, where the mean of a class is that over all its synonyms.
         templates: See `prompts.get_templates`.
         normalize: L2-normalise the rows.
 
     Returns:
         ``(K, C)`` fp32 on the model's device.
     """
+    if isinstance(names, Vocabulary):
+        phrases, classes = names.expanded()
+        embeddings = average_synonyms(class_embeddings(vlm, phrases, templates), classes)
+        return F.normalize(embeddings, dim=-1) if normalize else embeddings
     key = _content_key(vlm, names, get_templates(templates))
     path = cache_dir() / 'text_embeddings' / f'{key}.npy'
     embeddings = _read_cached(path, (len(names), vlm.embed_dim))
@@ -93,7 +123,7 @@ def load_class_embeddings(path: str | Path, names: Sequence[str], embed_dim: int
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If number of rows, width, names or finiteness do not fit; the message says which.
+        ValueError: If number of rows, width, names or finiteness do not fit, or a row is zero; the message says which.
     """
     path = Path(path)
     if not path.is_file():
@@ -117,11 +147,26 @@ def load_class_embeddings(path: str | Path, names: Sequence[str], embed_dim: int
         raise ValueError(f'{path} was made for other classes: row {row} is {stored_name!r}, not {name!r}')
     if not torch.isfinite(embeddings).all():
         raise ValueError(f'{path} holds values that are not finite')
+    _check_norms(path, embeddings.norm(dim=-1), names)
     return embeddings
 
 
+def _check_norms(path: Path, norms: Tensor, names: Sequence[str]) -> None:
+    zero = [name for name, norm in zip(names, norms.tolist(), strict=True) if norm == 0]
+    if zero:
+        raise ValueError(f'{path} has zero embeddings of {zero[:5]}; compute them anew or leave these classes out')
+    low, high = norms.min().item(), norms.max().item()
+    if low < _USUAL_NORMS[0] or high > _USUAL_NORMS[1]:
+        warnings.warn(
+            f'{path} has rows with norms from {low:.3g} to {high:.3g}, far from 1. A norm acts as the temperature of '
+            'its class: if that is not meant, store the rows normalised',
+            stacklevel=3,
+        )
+
+
 def _content_key(vlm: VLM, names: Sequence[str], templates: Sequence[str]) -> str:
-    digest = hashlib.sha256(json.dumps([list(names), list(templates), vlm.text_config]).encode())
+    prompts = [[fill_template(template, name) for template in templates] for name in names]
+    digest = hashlib.sha256(json.dumps([prompts, vlm.text_config]).encode())
     digest.update(repr(vlm.tokenize([fill_template(t, n) for n in names[:1] for t in templates]).tolist()).encode())
     for name, value in sorted(vlm.text.state_dict().items()):
         digest.update(f'{name} {value.dtype} {tuple(value.shape)}'.encode())

@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import doctest
 
+import open_clip
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from densevlm_mm.vlm import TEMPLATES, prompts
 from densevlm_mm.vlm.prompts import VILD, fill_template, get_templates
@@ -42,6 +45,8 @@ def test_some_of_its_templates(template):
     ('wall-other_merged', 'a photo of a wall-other merged.'),
     ('door/gate', 'a photo of a door or gate.'),
     ('TV set.', 'a photo of a tv set.'),
+    ('bed ', 'a photo of a bed.'),
+    ('{} of {article}', 'a photo of a {} of {article}.'),
     ('cup, cups', 'a photo of a cup, cups.'),
 ])  # fmt: skip
 def test_names_are_cleaned_and_get_the_article_of_their_first_letter_as_written(name, prompt):
@@ -59,15 +64,55 @@ def test_the_example_in_its_docstring():
 
 def test_templates_by_name_or_as_given():
     assert get_templates('vild') is VILD
-    assert TEMPLATES.keys() == {'vild', 'photo'}
+    assert TEMPLATES.keys() == {'vild', 'openai', 'openai_simple', 'photo', 'none'}
     assert get_templates('photo') == ('a photo of {article} {}.',)
     assert get_templates(['{}', 'the {}']) == ('{}', 'the {}')
 
 
+def test_openai_s_templates_are_those_of_open_clip():
+    for name, published, count in (
+        ('openai', open_clip.OPENAI_IMAGENET_TEMPLATES, 80),
+        ('openai_simple', open_clip.SIMPLE_IMAGENET_TEMPLATES, 7),
+    ):
+        templates = get_templates(name)
+        assert len(templates) == len(set(templates)) == count
+        assert [fill_template(t, 'hot dog') for t in templates] == [fill('hot dog') for fill in published]
+
+
+@pytest.mark.parametrize('name', sorted(TEMPLATES))
+def test_named_templates_would_be_accepted_as_a_list(name):
+    assert get_templates(list(TEMPLATES[name])) == TEMPLATES[name]
+
+
+def test_the_bare_name():
+    assert [fill_template(t, 'Traffic_light') for t in get_templates('none')] == ['traffic light']
+
+
+def test_templates_from_a_file(tmp_path):
+    (tmp_path / 'mine.txt').write_text('a {}\n\n  the {}, {article} thing \n', encoding='utf-8')
+    assert get_templates(str(tmp_path / 'mine.txt')) == ('a {}', 'the {}, {article} thing')
+    with pytest.raises(FileNotFoundError, match='file of prompt templates .*gone.txt does not exist'):
+        get_templates(str(tmp_path / 'gone.txt'))
+    (tmp_path / 'empty.txt').write_text('\n')
+    with pytest.raises(ValueError, match=r'prompt templates in .*empty.txt must hold \{\}'):
+        get_templates(str(tmp_path / 'empty.txt'))
+
+
+@given(st.text(), st.sampled_from(VILD))
+def test_any_name_fills_any_template(name, template):
+    prompt = fill_template(template, name)
+    before, after = template.split('{}')
+    assert prompt.endswith(after)
+    assert prompt.startswith(before.split('{article}')[0])
+    assert name.replace('_', ' ').replace('/', ' or ').lower().strip().rstrip('.') in prompt
+
+
 @pytest.mark.parametrize(('templates', 'message'), [
-    ('vidl', r"unknown prompt templates 'vidl'; known: \['photo', 'vild'\]"),
+    ('vidl', r"unknown prompt templates 'vidl'; known: \['none', 'openai', .*'vild'\], or give a list or a .txt file"),
     ([], r'must hold \{\} for the class name, got \[\]'),
     (['a {}', 'a photo'], r"must hold \{\} for the class name, got \['a photo'\]"),
+    (['a {}', 3], r'must hold \{\} for the class name, got \[3\]'),
+    (['a {}', 'a {name} {}'], r"may hold \{\} and \{article\}, but no other braces, got \['a \{name\} \{\}'\]"),
 ])  # fmt: skip
 def test_unusable_templates(templates, message):
     with pytest.raises(ValueError, match=message):

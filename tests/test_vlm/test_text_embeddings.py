@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from densevlm_mm.vlm import VLM, class_embeddings, load_class_embeddings, load_vlm
+from densevlm_mm.vlm import VLM, build_vocabulary, class_embeddings, load_class_embeddings, load_vlm
 from densevlm_mm.vlm import text_embeddings as module
-from densevlm_mm.vlm.text_embeddings import cache_dir, compute_class_embeddings
+from densevlm_mm.vlm.text_embeddings import average_synonyms, cache_dir, compute_class_embeddings
 
 NAMES = ('cat', 'sky', 'apple')
 TEMPLATES = ('a photo of {article} {}.', 'the {}')
@@ -72,6 +73,37 @@ def test_a_folder_that_cannot_be_written_is_no_obstacle(word_vlm, cache):
 def test_normalised_on_request(word_vlm, cache):
     plain = class_embeddings(word_vlm, NAMES, TEMPLATES)
     torch.testing.assert_close(class_embeddings(word_vlm, NAMES, TEMPLATES, normalize=True), F.normalize(plain, dim=-1))
+
+
+def test_a_vocabulary_without_synonyms_is_its_names(word_vlm, cache, passes):
+    expected = class_embeddings(word_vlm, NAMES, TEMPLATES)
+    assert torch.equal(class_embeddings(word_vlm, build_vocabulary(NAMES), TEMPLATES), expected)
+    assert passes == [6]
+    assert torch.equal(compute_class_embeddings(word_vlm, build_vocabulary(NAMES), TEMPLATES), expected)
+
+
+def test_synonyms_are_averaged(word_vlm, cache):
+    vocabulary = build_vocabulary({'things': NAMES, 'synonyms': {'cat': ['cat', 'tree'], 'apple': ['photo']}})
+    apart = compute_class_embeddings(word_vlm, ('cat', 'tree', 'sky', 'photo'), TEMPLATES)
+    expected = torch.stack([(apart[0] + apart[1]) / 2, apart[2], apart[3]])
+    for _ in range(2):
+        torch.testing.assert_close(class_embeddings(word_vlm, vocabulary, TEMPLATES), expected)
+    torch.testing.assert_close(compute_class_embeddings(word_vlm, vocabulary, TEMPLATES), expected)
+    normalized = class_embeddings(word_vlm, vocabulary, TEMPLATES, normalize=True)
+    torch.testing.assert_close(normalized, F.normalize(expected, dim=-1))
+
+
+def test_other_synonyms_are_kept_apart(word_vlm, cache):
+    plain = build_vocabulary(NAMES)
+    before = class_embeddings(word_vlm, plain, TEMPLATES)
+    after = class_embeddings(word_vlm, plain.with_synonyms({'sky': ['tree']}), TEMPLATES)
+    assert len(list(cache.iterdir())) == 2
+    assert [torch.equal(*rows) for rows in zip(before, after, strict=True)] == [True, False, True]
+
+
+def test_average_over_phrases():
+    embeddings = torch.tensor([[1.0, 0], [3, 0], [0, 5], [2, 2]])
+    assert average_synonyms(embeddings, (1, 1, 0, 2)).tolist() == [[0, 5], [2, 0], [2, 2]]
 
 
 @pytest.mark.parametrize('damage', [b'', b'hello', b'\x93NUMPY', 'cut', 'other shape'])
@@ -162,7 +194,7 @@ def test_place_of_the_cache(monkeypatch, variables, expected):
 
 # --- files made elsewhere ---------------------------------------------------------------------------------------------
 
-STORED = torch.tensor([[1.0, 2], [3, 4], [5, 6]])
+STORED = torch.tensor([[0.5, 0.75], [1, 0], [-0.625, 0.625]])
 
 
 @pytest.fixture
@@ -207,13 +239,32 @@ def test_embeddings_from_npy(write, dtype):
     ({'embeddings': STORED, 'names': ['cat', 'sky']}, "made for other classes: row 2 is None, not 'apple'"),
     ({'embeddings': STORED, 'names': [*NAMES, 'tree']}, "made for other classes: row 3 is 'tree', not None"),
     (STORED * float('nan'), 'text.pt holds values that are not finite'),
-    (STORED / 0, 'text.pt holds values that are not finite'),
+    (STORED * float('inf'), 'text.pt holds values that are not finite'),
+    (STORED * torch.tensor([[1.0], [0], [0]]), r"text.pt has zero embeddings of \['sky', 'apple'\]; compute them anew"),
     ('hello', 'text.pt cannot be read as class embeddings: make it an array'),
     ([['a']], 'text.pt cannot be read as class embeddings: make it an array'),
 ])  # fmt: skip
 def test_embeddings_that_do_not_fit(write, content, message):
     with pytest.raises(ValueError, match=message):
         load_class_embeddings(write(content), NAMES, 2)
+
+
+@pytest.mark.parametrize('factor', [0.4, 2.0])
+def test_norms_far_from_one_are_worth_a_warning(write, factor):
+    with pytest.warns(
+        UserWarning, match=r'text.pt has rows with norms from .*, far from 1.* store the rows normalised'
+    ):
+        loaded = load_class_embeddings(write(STORED * factor), NAMES, 2)
+    assert torch.equal(loaded, STORED * factor)
+
+
+@pytest.mark.parametrize('norm', [0.886, 0.956, 1.0])
+@pytest.mark.parametrize('dtype', [torch.float16, torch.float32])
+def test_norms_of_released_embeddings_are_usual(write, norm, dtype):
+    stored = (F.normalize(STORED, dim=-1) * norm).to(dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        load_class_embeddings(write(stored), NAMES, 2)
 
 
 @pytest.mark.parametrize('name', ['text.npy', 'text.pt'])
