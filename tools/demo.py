@@ -4,7 +4,8 @@
 Generates the mini world, pre-trains its two tiny CLIPs, trains DenseVLM through tools/train.py, evaluates before and
 after through tools/test.py, prints the table and writes one picture. Finished steps are not repeated.
 
-    python tools/demo.py [--seeds 0 1 2] [--ablations]
+    python tools/demo.py                             # DenseVLM
+    python tools/demo.py --compare --seeds 0 1 2     # and what it is compared with
 """
 
 from __future__ import annotations
@@ -18,12 +19,19 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from statistics import fmean
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / 'configs' / 'miniworld'
-ABLATIONS = {
-    'coupled, one mean': 'densevlm_tiny_miniworld_coupled-one-mean',
-    'coupled, mean per group': 'densevlm_tiny_miniworld_coupled-group-mean',
+DENSEVLM = {'DenseVLM': 'densevlm_tiny_miniworld'}
+COMPARED = {
+    'RegionCLIP': 'regionclip_tiny_miniworld',
+    'CLIPSelf': 'clipself_tiny_miniworld',
+    'DeCLIP-style': 'declip_tiny_miniworld',
+    'DenseVLM, coupled, one mean': 'densevlm_tiny_miniworld_coupled-one-mean',
+    'DenseVLM, coupled, mean per group': 'densevlm_tiny_miniworld_coupled-group-mean',
+    'DenseVLM, coupled, stuff twice': 'densevlm_tiny_miniworld_coupled-stuff-twice',
+    'DenseVLM, block-diagonal': 'densevlm_tiny_miniworld_block-diagonal',
 }
 COLUMNS = {
     'thing boxes': 'boxes.thing.macc1',
@@ -31,6 +39,7 @@ COLUMNS = {
     'stuff masks': 'masks.stuff.macc1',
     'bias': 'bias',
     'reverse bias': 'reverse_bias',
+    'thing crops': 'crops.thing.macc1',
 }
 
 
@@ -47,8 +56,10 @@ class Demo:
         folder = self.work_dir / step
         final = folder / 'final.pth'
         if not final.exists():
-            options = [f'randomness.seed={self.seed}', *self.options]
-            self._run(step, 'train.py', CONFIGS / f'{config}.py', '--work-dir', folder, '--resume', options=options)
+            if config.startswith('regionclip'):
+                self._label_boxes()
+            options = ['--cfg-options', f'randomness.seed={self.seed}', *self.options]
+            self._run(step, 'train.py', CONFIGS / f'{config}.py', '--work-dir', folder, '--resume', *options)
             newest = Path((folder / 'last_checkpoint').read_text().strip())
             os.replace(newest, final)
         return final
@@ -58,16 +69,26 @@ class Demo:
         figures = self.work_dir / 'results' / f'{step}.json'
         if not figures.exists():
             options = [f'test_evaluator.out_json={figures}', 'test_evaluator.per_class=True']
-            work_dir = self.work_dir / 'evaluation'
-            path = CONFIGS / f'{config}.py'
-            self._run(f'test {step}', 'test.py', path, checkpoint, '--work-dir', work_dir, options=options)
+            options += ['test_dataloader.dataset.pipeline.2.crop_size=64']
+            args = [CONFIGS / f'{config}.py', checkpoint, '--work-dir', self.work_dir / 'evaluation']
+            self._run(f'test {step}', 'test.py', *args, '--cfg-options', *options)
         return json.loads(figures.read_text())['metrics']
 
-    def _run(self, step: str, tool: str, *args: object, options: Sequence[str]) -> None:
+    def _label_boxes(self) -> None:
+        """Boxes with pseudo-labels by the student as it is before training; unless they are there."""
+        annotations, config = self.data / 'annotations', CONFIGS / 'regionclip_tiny_miniworld.py'
+        target = annotations / 'pseudo_train2017.json'
+        if not target.exists():
+            options = ['--random-boxes', 4, '--seed', self.seed, '--template', 'a photo of a {}.', '--vlm', config]
+            options += ['--nouns', annotations / 'panoptic_train2017.json', '--image-folder', self.data / 'train2017']
+            tool = 'dataset_converters/make_pseudo_labels.py'
+            self._run('label boxes', tool, annotations / 'instances_train2017.json', target, *options)
+
+    def _run(self, step: str, tool: str, *args: object) -> None:
         log = self.work_dir / 'logs' / f'{step.replace(" ", "_")}.log'
         log.parent.mkdir(parents=True, exist_ok=True)
         environment = {**os.environ, 'MINIWORLD_DATA': str(self.data), 'MINIWORLD_WEIGHTS': str(self.work_dir)}
-        command = [sys.executable, str(ROOT / 'tools' / tool), *map(str, args), '--cfg-options', *options]
+        command = [sys.executable, str(ROOT / 'tools' / tool), *map(str, args)]
         start = time.monotonic()
         with log.open('w', buffering=1) as file:
             process = subprocess.Popen(
@@ -93,29 +114,34 @@ def show(text: str) -> None:
         print(text, end='', flush=True)
 
 
-def run_seed(demo: Demo, ablations: bool) -> dict[str, dict[str, float]]:
+def run_seed(demo: Demo, methods: dict[str, str]) -> dict[str, dict[str, float]]:
     """All steps of one seed; figures by row of the table."""
     student = demo.train('pretrain_student_miniworld', 'pretrain_student')
     teacher = demo.train('pretrain_teacher_miniworld', 'pretrain_teacher')
-    densevlm = demo.train('densevlm_tiny_miniworld', 'densevlm')
     rows = {
         'teacher': demo.test('eval_teacher_miniworld', teacher, 'teacher'),
-        'before': demo.test('eval_student_miniworld', student, 'before'),
-        'after DenseVLM': demo.test('eval_student_miniworld', densevlm, 'after'),
+        'initial': demo.test('eval_student_miniworld', student, 'initial'),
     }
-    for name, config in ABLATIONS.items() if ablations else ():
-        step = config.removeprefix('densevlm_tiny_miniworld_')
+    for name, config in methods.items():
+        step = config.replace('_tiny_miniworld', '')
         rows[name] = demo.test('eval_student_miniworld', demo.train(config, step), step)
     return rows
 
 
 def table(results: dict[int, dict[str, dict[str, float]]]) -> str:
-    """All figures as a Markdown table."""
+    """All figures as a Markdown table, with the means over the seeds if there are several."""
+    blocks: dict[object, dict[str, dict[str, float]]] = dict(results)
+    if len(results) > 1:
+        rows = next(iter(results.values()))
+        blocks['mean'] = {
+            name: {key: fmean(result[name][key] for result in results.values()) for key in COLUMNS.values()}
+            for name in rows
+        }
     lines = [
         '| seed | model | ' + ' | '.join(COLUMNS) + ' |',
         '|---|---|' + '---|' * len(COLUMNS),
     ]
-    for seed, rows in results.items():
+    for seed, rows in blocks.items():
         for name, figures in rows.items():
             lines.append(f'| {seed} | {name} | ' + ' | '.join(f'{figures[key]:.1f}' for key in COLUMNS.values()) + ' |')
     return '\n'.join(lines)
@@ -165,7 +191,7 @@ def main() -> None:
     """Run the demo."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--seeds', nargs='+', type=int, default=[0], help='worlds and runs to make')
-    parser.add_argument('--ablations', action='store_true', help='also train the coupled variants')
+    parser.add_argument('--compare', action='store_true', help='also train what DenseVLM is compared with')
     parser.add_argument(
         '--work-dir', type=Path, default=Path('work_dirs/miniworld'), help='one folder per seed goes here'
     )
@@ -186,14 +212,14 @@ def main() -> None:
     ]
     for demo in demos:
         generate(demo.data, demo.seed, args.images)
-        results[demo.seed] = run_seed(demo, args.ablations)
+        results[demo.seed] = run_seed(demo, COMPARED | DENSEVLM if args.compare else DENSEVLM)
     picture = args.work_dir / f'seed{args.seeds[0]}' / 'dense_predictions.png'
     draw(demos[0], picture)
     (args.work_dir / 'table.md').write_text(table(results) + '\n')
     print(
         '\nRegion classification on held-out images, mean class accuracy in % (bias: share of stuff regions taken for'
     )
-    print('things; reverse bias: things taken for stuff):\n')
+    print('things; reverse bias: things taken for stuff; crops: things cut out and seen as images):\n')
     print(table(results))
     print(f'\npicture: {picture}\ntable:   {args.work_dir / "table.md"}\ntime:    {time.monotonic() - start:.0f} s')
 

@@ -2,7 +2,7 @@
 # From nothing to a trained DenseVLM on a generated world: set-up, then tools/demo.py with the same arguments.
 #
 #   bash tools/demo.sh                        # seed 0, one table and one picture in work_dirs/miniworld
-#   bash tools/demo.sh --seeds 0 1 2 --ablations
+#   bash tools/demo.sh --compare --seeds 0 1 2
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

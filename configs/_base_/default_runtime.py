@@ -7,6 +7,8 @@ default_hooks = dict(
     logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=1848, max_keep_ckpts=2),
+    vlm_meta=dict(type='densevlm_mm.VLMMetaHook'),
+    bad_images=dict(type='densevlm_mm.BadImageHook'),
     # the sampler is told its epoch by the training loop
     sampler_seed=None,
 )

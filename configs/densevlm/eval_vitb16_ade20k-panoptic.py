@@ -1,12 +1,8 @@
 # Zero-shot region classification of any ViT-B/16 checkpoint on ADE20K panoptic validation, 150 classes.
 #   python tools/test.py configs/densevlm/eval_vitb16_ade20k-panoptic.py CHECKPOINT
-_base_ = './eval_vitb16_coco-panoptic.py'
-
+_base_ = [
+    '../_base_/models/region_classifier_vitb16.py',
+    '../_base_/datasets/ade20k_panoptic_512.py',
+    '../_base_/default_runtime.py',
+]
 model = dict(eval_vocabulary='ade20k_panoptic')
-test_dataloader = dict(
-    dataset=dict(
-        data_root='data/ADEChallengeData2016',
-        ann_file='ade20k_panoptic_val.json',
-        data_prefix=dict(img_path='images/validation', seg_map_path='ade20k_panoptic_val'),
-    )
-)

@@ -2,13 +2,5 @@
 _base_ = './eval_vitb16_coco-panoptic.py'
 
 model = dict(vlm=dict(arch='EVA02-CLIP-L-14-336'))
-test_dataloader = dict(
-    dataset=dict(
-        pipeline=[
-            dict(type='densevlm_mm.LoadImage'),
-            dict(type='densevlm_mm.ResizeLongestPad', size=512),
-            dict(type='densevlm_mm.LoadPanopticRegions', patch_size=14),
-            dict(type='densevlm_mm.PackRegions'),
-        ]
-    )
-)
+load_regions = dict(_base_.load_regions, patch_size=14)
+test_dataloader = dict(dataset=dict(pipeline=[*_base_.load_image, load_regions, _base_.pack]))

@@ -10,7 +10,6 @@ max_iters = 500
 model = dict(
     _delete_=True,
     type='densevlm_mm.CLIPPretrainer',
-    data_preprocessor=_base_.model.data_preprocessor,
     vlm=dict(arch=_base_.student_arch),
     eval_vocabulary=_base_.miniworld_vocabulary,
     eval_templates=_base_.miniworld_templates,

@@ -20,17 +20,26 @@ _PUBLISHED = {
     'clipself_coco_6_save6_512_eva_vitl14_24layers.pt': 'CLIPSelf-tuned EVA02-CLIP-L/14-336, the teacher; '
     'Hugging Face: lyhisme/DenseVLM',
     'densevlm_coco_6_save6_512_eva_vib16_12layers.pt': "the authors' DenseVLM ViT-B/16; Hugging Face: lyhisme/DenseVLM",
+    'coco_proposals.json': "CLIPSelf's proposals, published by its authors; or make some with "
+    'tools/dataset_converters/make_pseudo_labels.py',
+    'coco_pseudo_4764.json': 'boxes with pseudo-labels, published by the authors of CLIPSelf; or make some with '
+    'tools/dataset_converters/make_pseudo_labels.py',
+    'dinov2_vitb14_pretrain.pth': 'DINOv2 ViT-B/14; GitHub: facebookresearch/dinov2',
     'data/coco': 'COCO 2017 images and annotations; cocodataset.org, "Download"; unpack so that data/coco holds '
     'annotations/, train2017/ and val2017/',
     'data/ADEChallengeData2016': 'ADE20K (scene parsing release); data.csail.mit.edu/places/ADEchallenge; '
-    'ade20k_panoptic_val.json and ade20k_panoptic_val/ come from a panoptic converter',
+    'ade20k_panoptic_val.json and ade20k_panoptic_val/ come from python tools/dataset_converters/ade20k_panoptic.py '
+    'data/ADEChallengeData2016',
+    'data/sa1b': 'SA-1B, its sa_*.tar files as they are; ai.meta.com/datasets/segment-anything',
+    'data/objects365': 'Objects365 training images below data/objects365/train; objects365.org',
+    'data/images': 'your own images, in a folder',
     'data/densevlm': "the authors' class list and class embeddings; GitHub: HVision-NKU/DenseVLM, tools/ and metadata/",
     'data/miniworld': 'the mini world; python tools/dataset_converters/make_miniworld.py data/miniworld',
     'work_dirs/miniworld': 'made by the earlier steps of the mini-world demo; bash tools/demo.sh',
 }
 
 # Keys by which configs refer to files that must exist.
-_FILE_KEYS = ('checkpoint', 'load_from', 'ann_file', 'file', 'student', 'teacher')
+_FILE_KEYS = ('checkpoint', 'load_from', 'ann_file', 'file', 'nouns', 'student', 'teacher')
 
 
 class ConfigError(ValueError):

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from mmengine.dist import all_reduce
 from mmengine.evaluator import BaseMetric
 from mmengine.logging import MMLogger
 
 from densevlm_mm.registry import METRICS
 
+from .confusion import Confusion
 from .region_accuracy import (
     RegionScores,
     check_regions,
@@ -22,10 +25,12 @@ from .region_accuracy import (
     group_accuracy,
     thing_stuff_bias,
 )
-from .report import class_table, group_table, write_json
+from .report import class_table, group_table, output_path, write_json
 
-# Field of ``pred_regions`` for each way of pooling a region.
-SOURCES = {'boxes': 'box_logits', 'masks': 'mask_logits'}
+# Field of ``pred_regions`` for each way of embedding a region.
+SOURCES = {'boxes': 'box_logits', 'masks': 'mask_logits', 'crops': 'crop_logits'}
+# The widespread ade20k_panoptic_val.json of Mask2Former's converter calls one class otherwise than everybody else.
+SYNONYMS = {'plane': 'airplane'}
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class Regions:
     Attributes:
         labels: ``(N,)`` int64.
         is_thing: ``(N,)`` bool.
-        scores: For each of ``SOURCES``, the scores of the N regions.
+        scores: The scores of the N regions for each of ``SOURCES``; crops may be absent.
         num_classes: K.
     """
 
@@ -50,20 +55,24 @@ class Regions:
         truth, predicted = sample['gt_regions'], sample['pred_regions']
         scores, widths = {}, set()
         for source, key in SOURCES.items():
+            if source == 'crops' and key not in predicted:
+                continue
             logits, labels, is_thing = check_regions(predicted[key], truth['labels'], truth['is_thing'])
             scores[source] = RegionScores.from_logits(logits, labels)
             widths.add(logits.shape[1])
         if len(widths) > 1:
-            raise ValueError(f'box_logits and mask_logits differ in their number of classes: {sorted(widths)}')
+            raise ValueError(f'the logits of {", ".join(scores)} differ in their number of classes: {sorted(widths)}')
         return cls(labels=labels, is_thing=is_thing, scores=scores, num_classes=widths.pop())
 
     @classmethod
     def concatenate(cls, parts: Sequence[Regions]) -> Regions:
-        """All regions of the parts, of which there must be at least one."""
+        """All regions of the parts, of which there must be at least one; all have the same sources."""
         return cls(
             labels=np.concatenate([part.labels for part in parts]),
             is_thing=np.concatenate([part.is_thing for part in parts]),
-            scores={source: RegionScores.concatenate([part.scores[source] for part in parts]) for source in SOURCES},
+            scores={
+                source: RegionScores.concatenate([part.scores[source] for part in parts]) for source in parts[0].scores
+            },
             num_classes=max(part.num_classes for part in parts),
         )
 
@@ -72,15 +81,19 @@ class Regions:
 class RegionAccuracy(BaseMetric):
     """Zero-shot classification of boxes and masks: mAcc of things and stuff, and the bias between them.
 
-    Takes data samples with ``gt_regions`` (``labels``, ``is_thing``) and ``pred_regions`` (``box_logits`` and
-    ``mask_logits``, both ``(N, K)``). Returns, in percent, ``{boxes,masks}.{thing,stuff}.macc{k}`` and, from
-    the masks, ``bias`` and ``reverse_bias`` (see :func:`region_accuracy`). A group that the data set has no
-    region of has no key, and a dash in the table. Keeps one small entry per image, so that mmengine can drop
-    the images that a distributed sampler repeats, and the figures are the same for any number of processes.
+    Takes data samples with ``gt_regions`` (``labels``, ``is_thing``) and ``pred_regions`` (``box_logits``,
+    ``mask_logits`` and, if the model made any, ``crop_logits``, all ``(N, K)``). Returns, in percent,
+    ``{boxes,masks,crops}.{thing,stuff}.macc{k}`` and, from the masks, ``bias`` and ``reverse_bias`` (see
+    :func:`region_accuracy`). A group that the data set has no region of has no key, and a dash in the table. Keeps
+    one small entry per image, so that mmengine can drop the images that a distributed sampler repeats, and the
+    figures are the same for any number of processes.
 
     Args:
         topk: Which top-k accuracies.
         per_class: Also show, and write, the accuracies of each class.
+        confusion: Also count which class each mask is taken for, and draw which stuff is taken for which things, and
+            the reverse: ``region_confusion.npz`` (see :class:`Confusion`) and ``.png`` beside the file of figures. The
+            data set must say which classes are things.
         out_json: Where to write the figures; replaced by every evaluation. ``None`` puts
             ``region_accuracy.json`` beside the log file of the run, or nowhere if there is none.
         collect_device: How results travel between processes, 'cpu' or 'gpu'.
@@ -96,6 +109,7 @@ class RegionAccuracy(BaseMetric):
         *,
         topk: Sequence[int] = (1, 5),
         per_class: bool = False,
+        confusion: bool = False,
         out_json: str | None = None,
         collect_device: str = 'cpu',
         collect_dir: str | None = None,
@@ -104,6 +118,7 @@ class RegionAccuracy(BaseMetric):
         super().__init__(collect_device=collect_device, collect_dir=collect_dir, prefix=prefix)
         self.topk = check_topk(topk)
         self.per_class = per_class
+        self.confusion = confusion
         self.out_json = out_json
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
@@ -118,45 +133,72 @@ class RegionAccuracy(BaseMetric):
             where = sample.get('img_path', 'a data sample')
             try:
                 regions = Regions.from_sample(sample)
+                self._check(regions, sample.get('vocabulary'))
             except KeyError as error:
                 raise KeyError(
                     f'{where}: no {error} in gt_regions (labels, is_thing) and pred_regions (box_logits, mask_logits)'
                 ) from error
             except ValueError as error:
                 raise ValueError(f'{where}: {error}') from error
-            classes = (self.dataset_meta or {}).get('classes')
-            if classes and len(regions.labels) and regions.num_classes != len(classes):
-                raise ValueError(
-                    f'{where}: the model scores {regions.num_classes} classes, the data set has '
-                    f'{len(classes)}; the model needs the vocabulary of the data set'
-                )
-            if classes and 'vocabulary' in sample:
-                check_vocabulary(sample['vocabulary'], classes)
             self.results.append(regions)
 
-    def compute_metrics(self, results: list[Regions]) -> dict[str, float]:
-        """Figures over all images, in percent; also logs the table and writes the file.
+    def _check(self, regions: Regions, vocabulary: Sequence[str] | None) -> None:
+        """Everything that may be wrong, here already: an error in `compute_metrics` would come on one process only."""
+        meta = self.dataset_meta or {}
+        classes = meta.get('classes')
+        if classes and len(regions.labels) and regions.num_classes != len(classes):
+            raise ValueError(
+                f'the model scores {regions.num_classes} classes, the data set has {len(classes)}; the model needs the '
+                'vocabulary of the data set'
+            )
+        if classes and vocabulary is not None:
+            check_vocabulary(vocabulary, classes)
+        if len(regions.labels):
+            class_kinds(regions.labels, regions.is_thing, regions.num_classes, meta.get('is_thing'))
+        if self.results and self.results[0].scores.keys() != regions.scores.keys():
+            raise ValueError('has crop_logits while other images have none, or the reverse')
+        if self.confusion and not (classes and meta.get('is_thing')):
+            raise ValueError("confusion=True needs a data set whose metainfo has 'classes' and 'is_thing'")
+
+    def evaluate(self, size: int) -> dict[str, float]:
+        """Figures over all ``size`` images of all processes.
 
         Raises:
-            ValueError: There is no region in any image.
+            ValueError: There is no region in any image. All processes raise it, so that none waits for another.
         """
-        if not any(len(part.labels) for part in results):
+        count = torch.tensor(sum(len(part.labels) for part in self.results))
+        all_reduce(count)
+        if not count:
             raise ValueError(
-                f'none of {len(results)} images has a region to evaluate; '
+                f'none of {size} images has a region to evaluate; '
                 'check the annotation file and the area range of LoadPanopticRegions'
             )
+        return super().evaluate(size)
+
+    def compute_metrics(self, results: list[Regions]) -> dict[str, float]:
+        """Figures over all images, in percent; also logs the table and writes the files."""
         regions = Regions.concatenate(results)
         metrics = self._metrics(regions)
         summary = {'metrics': metrics, 'images': len(results), 'groups': self._groups(regions)}
-        tables = [group_table(metrics, summary['groups'], self.topk)]
+        tables = [group_table(metrics, summary['groups'], self.topk, list(regions.scores))]
         if self.per_class:
             summary['per_class'] = self._classes(regions)
-            tables.append(class_table(summary['per_class'], self.topk))
-        logger = MMLogger.get_current_instance()
-        logger.info('Region accuracy in %:\n' + '\n\n'.join(tables))
-        if path := self._json_path(logger):
+            tables.append(class_table(summary['per_class'], self.topk, list(regions.scores)))
+        MMLogger.get_current_instance().info('Region accuracy in %:\n' + '\n\n'.join(tables))
+        if path := output_path(self.out_json, 'region_accuracy.json'):
             write_json(path, summary)
+            if self.confusion:
+                self._write_confusion(regions, path.with_name('region_confusion.npz'))
         return metrics
+
+    def _write_confusion(self, regions: Regions, path: Path) -> None:
+        # matplotlib is slow to import, and few evaluations want the picture
+        from densevlm_mm.visualization import plot_confusion
+
+        meta = self.dataset_meta
+        confusion = Confusion.of(regions.labels, regions.scores['masks'].top1, meta['classes'], meta['is_thing'])
+        confusion.save(path)
+        plot_confusion(path.with_suffix('.png'), **vars(confusion))
 
     def _metrics(self, regions: Regions) -> dict[str, float]:
         flags = (self.dataset_meta or {}).get('is_thing')
@@ -191,11 +233,6 @@ class RegionAccuracy(BaseMetric):
             entries.append(entry)
         return entries
 
-    def _json_path(self, logger: MMLogger) -> Path | None:
-        if self.out_json is not None:
-            return Path(self.out_json)
-        return Path(logger.log_file).with_name('region_accuracy.json') if logger.log_file else None
-
 
 def check_vocabulary(names: Sequence[str], classes: Sequence[str]) -> None:
     """Compares the model's classes with the data set's, by their first synonym and without regard to case.
@@ -216,4 +253,5 @@ def check_vocabulary(names: Sequence[str], classes: Sequence[str]) -> None:
 
 
 def _first_synonym(name: str) -> str:
-    return name.split(',')[0].strip().lower()
+    first = name.split(',')[0].strip().lower()
+    return SYNONYMS.get(first, first)

@@ -7,12 +7,16 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-# Names of the groups in Table 1 of the DenseVLM paper, which leaves out the boxes of stuff.
+from mmengine.logging import MMLogger
+
+# Names of the groups in Table 1 of the DenseVLM paper, which leaves out the boxes of stuff and all crops.
 GROUPS = {
     'Boxes': ('boxes', 'thing'),
     'Masks-T': ('masks', 'thing'),
     'Masks-S': ('masks', 'stuff'),
     'Boxes-S': ('boxes', 'stuff'),
+    'Crops-T': ('crops', 'thing'),
+    'Crops-S': ('crops', 'stuff'),
 }
 BIASES = {
     'bias: stuff taken for things': ('bias', 'stuff'),
@@ -20,17 +24,21 @@ BIASES = {
 }
 
 
-def group_table(metrics: dict[str, float], groups: dict[str, dict[str, int]], topk: Sequence[int]) -> str:
+def group_table(
+    metrics: dict[str, float], groups: dict[str, dict[str, int]], topk: Sequence[int], sources: Sequence[str]
+) -> str:
     """Table of the groups, with a dash for figures of a group without regions.
 
     Args:
         metrics: Figures of :class:`RegionAccuracy` without a prefix.
         groups: For 'thing' and 'stuff', the number of ``classes`` and of ``regions``.
         topk: Which top-k accuracies.
+        sources: What was evaluated, of 'boxes', 'masks' and 'crops'.
     """
     rows = [
         [name, *(metrics.get(f'{source}.{kind}.macc{k}') for k in topk), *groups[kind].values()]
         for name, (source, kind) in GROUPS.items()
+        if source in sources
     ]
     blanks = [None] * (len(topk) - 1)
     for name, (key, kind) in BIASES.items():
@@ -38,13 +46,9 @@ def group_table(metrics: dict[str, float], groups: dict[str, dict[str, int]], to
     return format_table(['group', *(f'Top-{k}' for k in topk), 'classes', 'regions'], rows)
 
 
-def class_table(entries: Sequence[dict], topk: Sequence[int]) -> str:
-    """Table of the classes, from the ``per_class`` entries of :class:`RegionAccuracy`."""
-    columns = {
-        f'{title} Top-{k}': f'{source}.acc{k}'
-        for title, source in (('Boxes', 'boxes'), ('Masks', 'masks'))
-        for k in topk
-    }
+def class_table(entries: Sequence[dict], topk: Sequence[int], sources: Sequence[str]) -> str:
+    """Table of the classes, from the ``per_class`` entries of :class:`RegionAccuracy`; the rest as in `group_table`."""
+    columns = {f'{source.title()} Top-{k}': f'{source}.acc{k}' for source in sources for k in topk}
     rows = [
         [
             entry['name'],
@@ -75,6 +79,14 @@ def _format_cell(value: object) -> str:
     if value is None:
         return '-'
     return f'{value:.2f}' if isinstance(value, float) else str(value)
+
+
+def output_path(chosen: str | None, name: str) -> Path | None:
+    """Where a file of figures goes: where it was asked to; else beside the log file of the run; else nowhere."""
+    if chosen is not None:
+        return Path(chosen)
+    log_file = MMLogger.get_current_instance().log_file
+    return Path(log_file).with_name(name) if log_file else None
 
 
 def write_json(path: Path, content: dict) -> None:

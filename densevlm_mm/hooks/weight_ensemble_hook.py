@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from densevlm_mm.registry import HOOKS
+from densevlm_mm.vlm.checkpoints import read_content
 
 _RAW = 'raw_trainable'  # entry of the checkpoint with the weights as trained
 
@@ -77,6 +80,16 @@ class WeightEnsembleHook(Hook):
     def _blend(self, name: str, raw: Tensor) -> Tensor:
         original = self.original[name].to(raw.device)
         return self.alpha * raw + (1 - self.alpha) * original
+
+
+def read_raw_weights(path: str | Path) -> dict[str, Tensor]:
+    """Weights as trained, not blended, of a checkpoint file, under the names of its `VLM`.
+
+    Empty for a file that was written without :class:`WeightEnsembleHook`.
+    """
+    content = read_content(Path(path))
+    raw = content.get(_RAW, {}) if isinstance(content, Mapping) else {}
+    return {name.removeprefix('vlm.'): value for name, value in raw.items()}
 
 
 def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -1,12 +1,15 @@
-"""Models of mmengine's contract: region classifiers, distillers with their losses, backbones."""
+"""Models of mmengine's contract: for evaluation, distillers with their losses, backbones."""
 
 from .backbones import DenseVLMBackbone
 from .clip_pretrainer import CLIPPretrainer
-from .distillers import DenseVLM, RegionDistiller
-from .losses import DecoupledAlignmentLoss
+from .distillers import CLIPSelf, DeCLIP, DenseVLM, RegionCLIP, RegionDistiller, TimmFoundationModel, VLMFoundationModel
+from .image_text_encoder import ImageTextEncoder
+from .losses import CorrelationLoss, CosineLoss, DecoupledAlignmentLoss, FederatedBCELoss
 from .region_classifier import RegionClassifier, RegionModel
+from .vlm_model import VLMModel
 
 __all__ = [
-    'CLIPPretrainer', 'DecoupledAlignmentLoss', 'DenseVLM', 'DenseVLMBackbone', 'RegionClassifier', 'RegionDistiller',
-    'RegionModel',
+    'CLIPPretrainer', 'CLIPSelf', 'CorrelationLoss', 'CosineLoss', 'DeCLIP', 'DecoupledAlignmentLoss', 'DenseVLM',
+    'DenseVLMBackbone', 'FederatedBCELoss', 'ImageTextEncoder', 'RegionCLIP', 'RegionClassifier', 'RegionDistiller',
+    'RegionModel', 'TimmFoundationModel', 'VLMFoundationModel', 'VLMModel',
 ]  # fmt: skip

@@ -8,26 +8,28 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from mmengine.model import BaseModel
 from mmengine.structures import BaseDataElement, InstanceData
 from torch import Tensor
 
 from densevlm_mm.registry import MODELS
 from densevlm_mm.vlm import VLM, build_vocabulary, class_embeddings, load_vlm
-from densevlm_mm.vlm.checkpoints import load_checkpoint
 from densevlm_mm.vlm.region_pooling import pad_regions, pool_boxes, pool_masks
 from densevlm_mm.vlm.text_embeddings import compute_class_embeddings
 
+from .vlm_model import VLMModel, freeze_for_evaluation
 
-class RegionModel(BaseModel):
-    """Base of all models here that hold a `VLM` and are evaluated on regions.
+_CROPS_AT_ONCE = 64  # through the image tower; a batch of images may have hundreds
+
+
+class RegionModel(VLMModel):
+    """Base of all models here that are evaluated on regions.
 
     Args:
-        vlm: The model that is evaluated, and whatever a subclass does with it.
+        vlm: See `VLMModel`.
         eval_vocabulary: Classes of the evaluation set in the order of its labels; anything that `build_vocabulary`
             takes. None for a model that is only trained.
         eval_templates: Prompt templates of these classes.
-        data_preprocessor: Config of the preprocessor; images enter `forward` normalised.
+        data_preprocessor: See `VLMModel`.
     """
 
     def __init__(
@@ -38,19 +40,14 @@ class RegionModel(BaseModel):
         eval_templates: str | Sequence[str] = 'vild',
         data_preprocessor: Mapping | None = None,
     ) -> None:
-        super().__init__(data_preprocessor=data_preprocessor)
-        self.vlm = vlm
+        super().__init__(vlm, data_preprocessor=data_preprocessor)
         self.eval_vocabulary = None if eval_vocabulary is None else build_vocabulary(eval_vocabulary)
         self.eval_templates = eval_templates
         self._eval_text: Tensor | None = None
 
     def load_weights(self, path: str | Path) -> None:
-        """Load a checkpoint of any supported format into the evaluated model, strictly.
-
-        Raises:
-            CheckpointError: See `densevlm_mm.vlm.checkpoints.load_checkpoint`.
-        """
-        load_checkpoint(self.vlm, path)
+        """Load a checkpoint as `VLMModel` does; class embeddings are made anew."""
+        super().load_weights(path)
         self._eval_text = None
 
     def train(self, mode: bool = True) -> RegionModel:
@@ -58,39 +55,18 @@ class RegionModel(BaseModel):
         self._eval_text = None
         return super().train(mode)
 
-    def forward(
-        self, inputs: Tensor, data_samples: list[BaseDataElement] | None = None, mode: str = 'tensor'
-    ) -> dict[str, Tensor] | list[BaseDataElement] | Tensor:
-        """mmengine's entry point.
-
-        Args:
-            inputs: ``(B, 3, H, W)``, normalised.
-            data_samples: One per image, with ``gt_regions``.
-            mode: 'loss' gives a dict of losses, 'predict' the samples with ``pred_regions``, 'tensor' the L2-normalised
-                dense features ``(B, C, h, w)``.
-        """
-        if mode == 'loss':
-            return self.loss(inputs, data_samples)
-        if mode == 'predict':
-            return self.predict(inputs, data_samples)
-        if mode == 'tensor':
-            return self.vlm.encode_dense(inputs)
-        raise ValueError(f"mode must be 'loss', 'predict' or 'tensor', got {mode!r}")
-
-    def loss(self, inputs: Tensor, data_samples: list[BaseDataElement]) -> dict[str, Tensor]:
-        """Losses of a batch."""
-        raise NotImplementedError(f'{type(self).__name__} is for evaluation and has no loss')
-
     def predict(self, inputs: Tensor, data_samples: list[BaseDataElement]) -> list[BaseDataElement]:
         """Classify the regions of each image from one dense forward pass.
 
         Args:
             inputs: ``(B, 3, H, W)``, normalised.
-            data_samples: ``gt_regions`` holds ``boxes`` (N, 4) in 0..1 and ``masks`` (N, h, w) on the token grid.
+            data_samples: ``gt_regions`` holds ``boxes`` (N, 4) in 0..1 and ``masks`` (N, h, w) on the token grid. With
+                ``crops`` too, (N, 3, S, S) uint8, these go through the image tower one by one, as whole images.
 
         Returns:
-            The samples with ``pred_regions``: ``box_logits`` and ``mask_logits``, cosines ``(N, K)`` with the classes
-            of `eval_vocabulary`, whose names become the samples' meta information ``vocabulary``.
+            The samples with ``pred_regions``: ``box_logits``, ``mask_logits`` and, of crops, ``crop_logits``, cosines
+            ``(N, K)`` with the classes of `eval_vocabulary`, whose names become the samples' meta information
+            ``vocabulary``.
         """
         dense = self.vlm.encode_dense(inputs)
         texts = self.eval_text()
@@ -103,7 +79,20 @@ class RegionModel(BaseModel):
             count = len(sample.gt_regions.boxes)
             sample.set_metainfo({'vocabulary': self.eval_vocabulary.names})
             sample.pred_regions = InstanceData(box_logits=boxed[:count], mask_logits=masked[:count])
+        if all('crops' in r for r in regions):
+            crop_logits = self.encode_crops([r.crops for r in regions]) @ texts.T
+            for sample, cropped in zip(data_samples, crop_logits.split([len(r) for r in regions]), strict=True):
+                sample.pred_regions.crop_logits = cropped
         return data_samples
+
+    def encode_crops(self, crops: Sequence[Tensor]) -> Tensor:
+        """Image embeddings ``(sum N_i, C)``, L2-normalised, of crops ``(N_i, 3, S, S)`` uint8 RGB per image."""
+        embeddings = []
+        for chunk in torch.cat(list(crops)).split(_CROPS_AT_ONCE):
+            images = self.data_preprocessor({'inputs': chunk})['inputs']
+            # a chunk of none is what images without regions leave
+            embeddings.append(self.vlm.encode_image(images) if len(chunk) else images.new_zeros(0, self.vlm.embed_dim))
+        return torch.cat(embeddings).float()
 
     @torch.no_grad()
     def eval_text(self) -> Tensor:
@@ -118,7 +107,7 @@ class RegionModel(BaseModel):
             # a text tower in training changes with every step; its embeddings are not worth a cache entry
             is_fixed = not any(p.requires_grad for p in self.vlm.text.parameters())
             embed = class_embeddings if is_fixed else compute_class_embeddings
-            texts = embed(self.vlm, self.eval_vocabulary.names, self.eval_templates)
+            texts = embed(self.vlm, self.eval_vocabulary, self.eval_templates)
             self._eval_text = F.normalize(texts.float(), dim=-1)
         return self._eval_text
 
@@ -131,7 +120,7 @@ class RegionClassifier(RegionModel):
         vlm: Arguments of `load_vlm`; the checkpoint may be left out and given to ``tools/test.py``.
         eval_vocabulary: See `RegionModel`.
         eval_templates: See `RegionModel`.
-        data_preprocessor: See `RegionModel`.
+        data_preprocessor: See `VLMModel`.
     """
 
     def __init__(
@@ -143,9 +132,9 @@ class RegionClassifier(RegionModel):
         data_preprocessor: Mapping | None = None,
     ) -> None:
         super().__init__(
-            load_vlm(**vlm).requires_grad_(False),
+            freeze_for_evaluation(load_vlm(**vlm)),
             eval_vocabulary=eval_vocabulary,
             eval_templates=eval_templates,
             data_preprocessor=data_preprocessor,
         )
-        self.vlm.logit_scale.requires_grad_(True)  # DDP refuses a model without any parameter to train
+        self.adopt_mode = vlm.get('dense_mode') is None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import partial
 from importlib.resources import files
@@ -11,17 +11,24 @@ from typing import Any
 
 from open_clip import CLIPTextCfg, get_model_config, list_models
 from open_clip.transformer import LayerNorm, QuickGELU, TextTransformer
+from timm.models import is_model_in_modules
 from torch import nn
 
-from .towers import EvaTower, OpenAITower, VisionTower
-from .towers.base import check_known_keys
+from .towers import ConvNeXtTower, EvaTower, OpenAITower, ResNetTower, TimmViTTower, VisionTower
+from .towers.base import check_known_keys, no_dense_path
 
 _SHIPPED = files(__package__) / 'model_configs'
-_TOP_LEVEL = {'embed_dim', 'vision_cfg', 'text_cfg', 'quick_gelu', 'custom_text'}
+_TOP_LEVEL = {'embed_dim', 'vision_cfg', 'text_cfg', 'quick_gelu', 'custom_text', 'init_logit_bias', 'multimodal_cfg'}
 # what a stored config may say about itself beside that
 _DESCRIPTION = {'kind', 'keys'}
 # open_clip names EVA-02 towers by their timm model, ours by EVA-CLIP's own configs
-_SAME_AS = {'EVA02-B-16': 'EVA02-CLIP-B-16', 'EVA02-L-14-336': 'EVA02-CLIP-L-14-336'}
+_SAME_AS = {
+    'EVA02-B-16': 'EVA02-CLIP-B-16',
+    'EVA02-L-14': 'EVA02-CLIP-L-14',
+    'EVA02-L-14-336': 'EVA02-CLIP-L-14-336',
+}
+# timm's modules of models with a dense path
+_TIMM_TOWERS = {'vision_transformer': TimmViTTower, 'convnext': ConvNeXtTower}
 # EVA-CLIP's switches for kernels that make no difference to the numbers
 _TEXT_KERNELS = {'xattn', 'fusedLN'}
 
@@ -31,7 +38,7 @@ def resolve_arch(arch: str | Mapping) -> dict[str, Any]:
 
     Args:
         arch: 'EVA02-CLIP-B-16', 'EVA02-CLIP-L-14-336', an open_clip name such as 'ViT-B-16-quickgelu', or a mapping
-            ``{embed_dim, vision_cfg, text_cfg[, quick_gelu]}``.
+            ``{embed_dim, vision_cfg, text_cfg[, quick_gelu, init_logit_bias]}``.
 
     Raises:
         ValueError: For an unknown name or key, or a missing one.
@@ -46,16 +53,21 @@ def resolve_arch(arch: str | Mapping) -> dict[str, Any]:
 
 
 def build_vision_tower(config: Mapping[str, Any]) -> VisionTower:
-    """Vision tower of a model config, randomly initialised."""
-    vision_cfg = config['vision_cfg']
+    """Vision tower of a model config, randomly initialised.
+
+    Raises:
+        ValueError: For an unknown key, or a model without a dense path.
+    """
+    embed_dim, vision_cfg = config['embed_dim'], config['vision_cfg']
+    if 'multimodal_cfg' in config:
+        raise no_dense_path('CoCa', 'whose image embedding is made for a captioning decoder')
     if 'eva_model_name' in vision_cfg:
-        return EvaTower(config['embed_dim'], vision_cfg)
-    if 'timm_model_name' in vision_cfg or not isinstance(vision_cfg.get('layers'), int):
-        name = vision_cfg.get('timm_model_name', 'a ResNet')
-        raise ValueError(
-            f'no dense path is defined for {name}; use EVA02-CLIP-B-16, EVA02-CLIP-L-14-336 or a CLIP ViT of open_clip'
-        )
-    return OpenAITower(config['embed_dim'], vision_cfg, quick_gelu=config.get('quick_gelu', False))
+        return EvaTower(embed_dim, vision_cfg)
+    if vision_cfg.get('timm_model_name'):
+        return _timm_tower_class(vision_cfg['timm_model_name'])(embed_dim, vision_cfg)
+    if isinstance(vision_cfg.get('layers'), Sequence):
+        return ResNetTower(embed_dim, vision_cfg)
+    return OpenAITower(embed_dim, vision_cfg, quick_gelu=config.get('quick_gelu', False))
 
 
 def build_text_tower(config: Mapping[str, Any]) -> TextTransformer:
@@ -70,7 +82,10 @@ def build_text_tower(config: Mapping[str, Any]) -> TextTransformer:
     check_known_keys(text_cfg, known, 'text_cfg')
     cfg = CLIPTextCfg(**text_cfg)
     if cfg.hf_model_name:
-        raise ValueError('text towers from Hugging Face are not supported; use a CLIP with its own text transformer')
+        raise ValueError(
+            f'the text tower {cfg.hf_model_name} is not supported, since its layers come from Hugging Face over the '
+            'network; use a CLIP with its own text transformer such as ViT-B-16 or ViT-B-16-SigLIP2'
+        )
     quick_gelu = config.get('quick_gelu', False)
     return TextTransformer(
         context_length=cfg.context_length,
@@ -90,7 +105,21 @@ def build_text_tower(config: Mapping[str, Any]) -> TextTransformer:
         proj_bias=cfg.proj_bias,
         act_layer=partial(QuickGELU if quick_gelu else nn.GELU, **(cfg.act_kwargs or {})),
         norm_layer=partial(LayerNorm, **(cfg.norm_kwargs or {})),
+        block_type=cfg.block_type,
+        qk_norm=cfg.qk_norm,
+        scaled_cosine_attn=cfg.scaled_cosine_attn,
+        scale_heads=cfg.scale_heads,
+        scale_attn_inner=cfg.scale_attn_inner,
+        scale_attn=cfg.scale_attn,
+        scale_fc=cfg.scale_fc,
     )
+
+
+def _timm_tower_class(name: str) -> type[VisionTower]:
+    for module, tower in _TIMM_TOWERS.items():
+        if is_model_in_modules(name, [module]):
+            return tower
+    raise no_dense_path(name, "which is neither a plain ViT nor a ConvNeXt of timm's")
 
 
 def _by_name(name: str) -> dict[str, Any]:

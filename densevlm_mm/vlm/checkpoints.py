@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -23,6 +26,14 @@ _CONTAINERS = ('model', 'module', 'state_dict')
 _OWN_PREFIX = 'vlm.'
 # OpenAI's archives carry these beside the weights.
 _NOT_WEIGHTS = ('input_resolution', 'context_length', 'vocab_size')
+# Entry of the meta information that tells what model a file is of.
+META_KEY = 'vlm'
+# Entry of a .safetensors file's header with the meta information, as JSON.
+HEADER_KEY = 'densevlm_mm'
+# At the root, beside the towers; some files hold them as vectors of one.
+_SCALARS = ('logit_scale', 'logit_bias')
+# What whole detectors and segmentors keep their tensors under.
+_OTHER_MODELS = ('backbone.', 'neck.', 'rpn_head.', 'roi_head.', 'bbox_head.', 'decode_head.', 'auxiliary_head.')
 # An mmengine checkpoint also holds its log history. These globals are replaced by inert stand-ins while reading, so
 # that the file opens without mmengine and without running anything.
 _INERT_GLOBALS = (
@@ -50,6 +61,58 @@ class _Inert:
         pass
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file holds.
+
+    Attributes:
+        path: The file.
+        state: Named tensors, as `read_state_dict` gives them.
+        meta: Numbers and text, possibly nested, that the file holds beside them.
+        container: Name of the entry that held the tensors; None where they lay bare.
+        dropped: Names of what else is in the file: entries such as 'optimizer', and tensors of no two-tower model.
+    """
+
+    path: Path
+    state: dict[str, Tensor]
+    meta: dict[str, Any]
+    container: str | None = None
+    dropped: tuple[str, ...] = ()
+
+    @property
+    def vlm_meta(self) -> dict[str, Any]:
+        """See `read_meta`."""
+        stored = self.meta.get(META_KEY)
+        return dict(stored) if isinstance(stored, Mapping) else {}
+
+    @property
+    def dense_mode(self) -> str | None:
+        """Dense mode that the weights were trained in, where the file names it."""
+        mode = self.vlm_meta.get('dense_mode')
+        return mode if isinstance(mode, str) else None
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Everything of a checkpoint file that is tensors, numbers or text; see `read_state_dict` for files and errors."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f'checkpoint {path} does not exist')
+    content = read_content(path)
+    entries = content if isinstance(content, Mapping) else {}
+    container = next((name for name in _CONTAINERS if isinstance(entries.get(name), Mapping)), None)
+    tensors = entries if container is None else entries[container]
+    if not tensors:
+        raise CheckpointError(f'{path} holds no state dict')
+    state = {str(key).removeprefix('module.'): value for key, value in tensors.items() if key not in _NOT_WEIGHTS}
+    strange = [key for key, value in state.items() if not isinstance(value, Tensor)]
+    if strange:
+        raise CheckpointError(f'{path} holds no state dict: {strange[:5]} are not tensors')
+    meta, dropped = _split_meta({} if container is None else {k: v for k, v in entries.items() if k != container})
+    own = _own_model(state)
+    foreign = [] if own is state else [key for key in state if not key.startswith(_OWN_PREFIX)]
+    return Checkpoint(path, own, meta, container, (*dropped, *foreign))
+
+
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Named tensors of a checkpoint file, containers and ``module.`` prefixes removed.
 
@@ -61,53 +124,83 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         FileNotFoundError: If there is no such file.
         CheckpointError: If it is damaged, would run code when unpickled, or holds no tensors.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f'checkpoint {path} does not exist')
-    content = _read(path)
-    for container in _CONTAINERS:
-        if isinstance(content, Mapping) and isinstance(content.get(container), Mapping):
-            content = content[container]
-            break
-    if not isinstance(content, Mapping) or not content:
-        raise CheckpointError(f'{path} holds no state dict')
-    state = {str(key).removeprefix('module.'): value for key, value in content.items() if key not in _NOT_WEIGHTS}
-    strange = [key for key, value in state.items() if not isinstance(value, Tensor)]
-    if strange:
-        raise CheckpointError(f'{path} holds no state dict: {strange[:5]} are not tensors')
-    return _own_model(state)
+    return read_checkpoint(path).state
 
 
-def load_checkpoint(vlm: VLM, path: str | Path) -> None:
+def read_meta(path: str | Path) -> dict[str, Any]:
+    """What a checkpoint file says about its model: any of ``arch``, ``dense_mode``, ``mean``,
+    ``std``, ``method`` and ``version``.
+
+    Empty for a file that was not written by this package. Errors are those of `read_state_dict`.
+    """
+    return read_checkpoint(path).vlm_meta
+
+
+def load_checkpoint(vlm: VLM, path: str | Path | Checkpoint, *, adopt_mode: bool = False) -> None:
     """Load a checkpoint file into a two-tower model, every key accounted for.
 
-    Values are cast to the parameters' dtype and device.
+    Values are cast to the parameters' dtype and device. A file that was trained in another dense mode than the model's
+    is loaded with a warning.
 
     Args:
         vlm: Model of the checkpoint's architecture.
-        path: See `read_state_dict`.
+        path: See `read_state_dict`, or what `read_checkpoint` gave.
+        adopt_mode: Rather than warn, switch the model to the dense mode that the file names.
 
     Raises:
         CheckpointError: Listing the missing, unexpected and mis-shaped keys.
     """
-    state = rename_keys(read_state_dict(path), vlm)
-    expected = vlm.state_dict()
-    missing = sorted(set(expected) - set(state))
-    unexpected = sorted(set(state) - set(expected))
-    shapes = [
-        f'{key}: {tuple(state[key].shape)} in the file, {tuple(expected[key].shape)} in the model'
-        for key in sorted(set(state) & set(expected))
-        if state[key].shape != expected[key].shape
-    ]
-    if missing or unexpected or shapes:
-        raise CheckpointError(
-            f'{path} does not fit this architecture'
-            + _listing('missing', missing)
-            + _listing('unexpected', unexpected)
-            + _listing('of another shape', shapes)
-            + '\nGive the arch that the file was trained with.'
+    checkpoint = path if isinstance(path, Checkpoint) else read_checkpoint(path)
+    vlm.load_state_dict(fit_to_model(checkpoint, vlm))
+    _adopt_normalization(vlm, checkpoint)
+    mode = checkpoint.dense_mode
+    if mode is None or mode == vlm.dense_mode:
+        return
+    if not adopt_mode:
+        warnings.warn(
+            f'{checkpoint.path} was trained in dense mode {mode!r}, but the model makes dense features in mode '
+            f"{vlm.dense_mode!r}, which its weights were not trained for: give dense_mode='{mode}' "
+            f'(--cfg-options model.vlm.dense_mode={mode})',
+            stacklevel=2,
         )
-    vlm.load_state_dict(state)
+        return
+    try:
+        vlm.dense_mode = vlm.visual.check_mode(mode)
+    except ValueError as error:
+        raise CheckpointError(f'{checkpoint.path} was trained in dense mode {mode!r}, but {error}') from error
+
+
+def _adopt_normalization(vlm: VLM, checkpoint: Checkpoint) -> None:
+    stored = [checkpoint.vlm_meta.get(key) for key in ('mean', 'std')]
+    if all(isinstance(values, list | tuple) and len(values) == 3 for values in stored):
+        vlm.visual.mean, vlm.visual.std = (tuple(map(float, values)) for values in stored)
+
+
+def fit_to_model(checkpoint: Checkpoint, vlm: VLM) -> dict[str, Tensor]:
+    """Tensors of a checkpoint under the names of a model and in their order; dtypes are left alone.
+
+    Raises:
+        CheckpointError: Listing the missing keys by the model's names, the others by the file's.
+    """
+    state, expected = rename_keys(checkpoint.state, vlm), vlm.state_dict()
+    theirs: dict[str, list[str]] = {}
+    for key in checkpoint.state:
+        theirs.setdefault(_our_name(key, vlm) or '', []).append(key)
+    theirs.pop('', None)  # buffers that are recomputed
+    faults = {
+        'missing': sorted(set(expected) - set(state)),
+        'unexpected': sorted(key for name in set(state) - set(expected) for key in theirs[name]),
+        'of another shape': [
+            f'{theirs[name][0]}: {tuple(state[name].shape)} in the file, {tuple(value.shape)} in the model'
+            for name, value in sorted(expected.items())
+            if name in state and state[name].shape != value.shape
+        ],
+        'there twice': [' and '.join(keys) for keys in theirs.values() if len(keys) > 1],
+    }
+    if any(faults.values()):
+        listings = ''.join(_listing(title, keys) for title, keys in faults.items())
+        raise CheckpointError(f'{checkpoint.path} does not fit this architecture{listings}\n{_advice(checkpoint)}')
+    return {name: state[name] for name in expected}
 
 
 def rename_keys(state: Mapping[str, Tensor], vlm: VLM) -> dict[str, Tensor]:
@@ -116,38 +209,54 @@ def rename_keys(state: Mapping[str, Tensor], vlm: VLM) -> dict[str, Tensor]:
     Our names are open_clip's of a timm tower: ``visual.trunk.*``, ``text.*``, ``logit_scale``. Open_clip's older layout
     has the text tower at the root.
     """
-    renamed = {}
-    for key, value in state.items():
-        if key.startswith('visual.'):
-            inner = vlm.visual.rename_key(key.removeprefix('visual.'))
-            if inner is not None:
-                renamed['visual.' + inner] = value
-        elif key.startswith('text.') or key in ('logit_scale', 'logit_bias'):
-            renamed[key] = value
-        else:
-            renamed['text.' + key] = value
-    if 'logit_scale' in renamed:
-        renamed['logit_scale'] = renamed['logit_scale'].reshape(())
-    return renamed
+    named = ((_our_name(key, vlm), value) for key, value in state.items())
+    return {name: value.reshape(()) if name in _SCALARS else value for name, value in named if name is not None}
 
 
-def save_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
-    """Write a file beside its place and rename it, so that nobody ever sees half of it."""
+def save_atomically(
+    path: Path, write: Callable[[IO[bytes]], None], check: Callable[[Path], None] | None = None
+) -> None:
+    """Write a file beside its place and rename it, so that nobody ever sees half of it.
+
+    Args:
+        path: Where it goes; missing folders are made.
+        write: Writes the content.
+        check: Looks at the finished file, which keeps its suffix; if it raises, nothing takes the place.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f'.{path.name}.{os.getpid()}')
+    beside = path.with_name(f'.{os.getpid()}.{path.name}')
     try:
         with beside.open('wb') as file:
             write(file)
+        if check is not None:
+            check(beside)
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
 
 
-def _read(path: Path) -> object:
+def file_format(path: Path) -> str:
+    """'safetensors', 'TorchScript', 'PyTorch' (a zip archive) or 'PyTorch before 1.6' (a pickle, or no checkpoint)."""
+    if path.suffix == '.safetensors':
+        return 'safetensors'
+    if not zipfile.is_zipfile(path):
+        return 'PyTorch before 1.6'
+    with zipfile.ZipFile(path) as archive:
+        is_script = any(name.endswith('/constants.pkl') for name in archive.namelist())
+    return 'TorchScript' if is_script else 'PyTorch'
+
+
+def read_content(path: Path) -> object:
+    """Content of a checkpoint file as it was saved: tensors, numbers and text, and stand-ins for anything else.
+
+    Raises:
+        CheckpointError: If it is damaged, or would run code when unpickled.
+    """
     try:
-        if path.suffix == '.safetensors':
-            return load_file(path)
-        if _is_torchscript(path):
+        kind = file_format(path)
+        if kind == 'safetensors':
+            return _read_safetensors(path)
+        if kind == 'TorchScript':
             # OpenAI's own files. Opening one runs no Python; only its tensors are taken.
             return torch.jit.load(path, map_location='cpu').state_dict()
         return _load_tensors(path)
@@ -162,6 +271,13 @@ def _read(path: Path) -> object:
         raise CheckpointError(f'{path} is damaged or no checkpoint: {error}') from error
 
 
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    with safe_open(path, framework='pt') as file:
+        header = file.metadata() or {}
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, it is no mapping
+    return {'state_dict': tensors, 'meta': json.loads(header[HEADER_KEY])} if HEADER_KEY in header else tensors
+
+
 def _load_tensors(path: Path) -> object:
     """`torch.load` that knows tensors and the stand-ins, and nothing that other packages declared safe."""
     declared = torch.serialization.get_safe_globals()
@@ -174,16 +290,39 @@ def _load_tensors(path: Path) -> object:
         torch.serialization.add_safe_globals(declared)
 
 
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith('/constants.pkl') for name in archive.namelist())
-
-
 def _own_model(state: dict[str, Tensor]) -> dict[str, Tensor]:
     own = {key.removeprefix(_OWN_PREFIX): value for key, value in state.items() if key.startswith(_OWN_PREFIX)}
     return own or state
+
+
+def _our_name(key: str, vlm: VLM) -> str | None:
+    if key.startswith('visual.'):
+        inner = vlm.visual.rename_key(key.removeprefix('visual.'))
+        return None if inner is None else 'visual.' + inner
+    return key if key.startswith('text.') or key in _SCALARS else 'text.' + key
+
+
+def _split_meta(entries: Mapping[Any, Any]) -> tuple[dict[str, Any], list[str]]:
+    """What stands beside the weights: numbers and text; and the names of everything else."""
+    stored = entries['meta'] if isinstance(entries.get('meta'), Mapping) else {}
+    meta = {str(key): value for key, value in entries.items() if isinstance(value, str | int | float)}
+    meta |= {str(key): value for key, value in stored.items() if _is_plain(value)}
+    others = [str(key) for key in entries if str(key) not in meta and key != 'meta']
+    return meta, others + [f'meta.{key}' for key in stored if str(key) not in meta]
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, str | int | float)
+
+
+def _advice(checkpoint: Checkpoint) -> str:
+    if any(key.startswith(_OTHER_MODELS) for key in checkpoint.state):
+        return 'This is the file of a whole detector or segmentor: give it to tools/test.py with its config.'
+    return 'Give the arch that the file was trained with; tools/misc/describe_checkpoint.py tells what it holds.'
 
 
 def _listing(title: str, keys: list[str]) -> str:

@@ -27,13 +27,15 @@ def load_vlm(
     """Build a two-tower model, load its weights strictly and put it in eval mode.
 
     Args:
-        arch: 'EVA02-CLIP-B-16', 'EVA02-CLIP-L-14-336', any open_clip name of a ViT such as 'ViT-B-16-quickgelu', or a
-            mapping ``{embed_dim, vision_cfg, text_cfg[, quick_gelu]}`` in the schema of EVA-CLIP and open_clip.
+        arch: 'EVA02-CLIP-B-16', 'EVA02-CLIP-L-14-336', any open_clip name with a dense path such as
+            'ViT-B-16-quickgelu', 'ViT-B-16-SigLIP2', 'RN50' or 'convnext_base_w', or a mapping ``{embed_dim,
+            vision_cfg, text_cfg[, quick_gelu, init_logit_bias]}`` in the schema of EVA-CLIP and open_clip.
         checkpoint: A local file (see `checkpoints.read_state_dict`); a pretrained tag of open_clip for this arch such
             as 'openai'; ``hf-hub:owner/repo``; or None for random weights.
         device: Where the model goes.
         dtype: Dtype of the weights, a torch dtype or its name such as 'bfloat16'; None keeps fp32.
-        dense_mode: How the last block makes dense features; None means 'value' (DenseVLM, CLIPSelf).
+        dense_mode: How the last block makes dense features; None takes the mode that the checkpoint was trained in,
+            where it names one, else 'value' (DenseVLM, CLIPSelf).
 
     Raises:
         FileNotFoundError: If the checkpoint is neither a file nor a known tag.
@@ -42,7 +44,10 @@ def load_vlm(
     """
     vlm = VLM(arch, dense_mode=dense_mode or 'value')
     if checkpoint is not None:
-        load_checkpoint(vlm, locate_checkpoint(arch, checkpoint))
+        load_checkpoint(vlm, locate_checkpoint(arch, checkpoint), adopt_mode=dense_mode is None)
+        tag = pretrained_config(arch, checkpoint)
+        if 'mean' in tag:
+            vlm.visual.mean, vlm.visual.std = tuple(tag['mean']), tuple(tag['std'])
     return vlm.to(device=device, dtype=resolve_dtype(dtype)).eval()
 
 
@@ -58,14 +63,26 @@ def locate_checkpoint(arch: str | Mapping[str, Any], checkpoint: str | Path) -> 
     name = str(checkpoint)
     if name.startswith(_HUB):
         return Path(download_pretrained_from_hf(name[len(_HUB) :]))
-    tags = list_pretrained_tags_by_model(arch) if isinstance(arch, str) else []
-    if name in tags:
-        pretrained = get_pretrained_cfg(arch, name)
+    pretrained = pretrained_config(arch, name)
+    if pretrained:
         if pretrained.get('quick_gelu', False) != resolve_arch(arch).get('quick_gelu', False):
             raise ValueError(f"{arch}'s {name!r} has the other GELU: add or remove '-quickgelu' in the arch's name")
         return Path(download_pretrained(pretrained))
+    tags = _tags(arch)
     hint = f', nor a pretrained tag of {arch}: {tags}' if tags else ''
     raise FileNotFoundError(f'checkpoint {name} does not exist{hint}')
+
+
+def pretrained_config(arch: str | Mapping[str, Any], checkpoint: str | Path) -> dict[str, Any]:
+    """What open_clip knows of a pretrained tag, its images' ``mean`` and ``std`` among it; empty for anything else."""
+    name = str(checkpoint)
+    if Path(checkpoint).exists() or name not in _tags(arch):
+        return {}
+    return get_pretrained_cfg(arch, name)
+
+
+def _tags(arch: str | Mapping[str, Any]) -> list[str]:
+    return list_pretrained_tags_by_model(arch) if isinstance(arch, str) else []
 
 
 def resolve_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:

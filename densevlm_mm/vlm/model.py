@@ -30,10 +30,13 @@ class VLM(nn.Module):
 
     def __init__(self, arch: str | Mapping[str, Any], dense_mode: str = 'value') -> None:
         super().__init__()
-        config = resolve_arch(arch)
+        config = self.config = resolve_arch(arch)
         self.visual = build_vision_tower(config)
         self.text = build_text_tower(config)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        # a sigmoid loss's (SigLIP), kept for its checkpoints
+        bias = config.get('init_logit_bias')
+        self.logit_bias = None if bias is None else nn.Parameter(torch.tensor(float(bias)))
         self.tokenizer = build_tokenizer(config['text_cfg'])
         # what text embeddings depend on beside the weights
         self.text_config = {**config['text_cfg'], 'quick_gelu': config.get('quick_gelu', False)}
@@ -78,12 +81,15 @@ class VLM(nn.Module):
     def encode_blocks(self, images: Tensor, indices: Sequence[int]) -> list[Tensor]:
         """Raw patch tokens of the residual stream after the given blocks, all with ordinary attention.
 
+        The blocks of a convolutional tower are its stages.
+
         Args:
             images: ``(B, 3, H, W)``, normalised.
             indices: Blocks counted from 0; negative ones from the end.
 
         Returns:
-            One ``(B, W, h, w)`` per index, W the tower's width.
+            One ``(B, W_i, h_i, w_i)`` per index, as wide and fine as the tower's ``block_channels`` and
+            ``block_strides`` say.
         """
         depth = max((self.visual.block_index(i) for i in indices), default=-1) + 1
         return self.visual.run(images, indices=indices, depth=depth).maps
@@ -123,7 +129,7 @@ class VLM(nn.Module):
         """Token ids ``(N, L)`` of N texts, or of one.
 
         Raises:
-            RuntimeError: If the model has no tokenizer of its own.
+            RuntimeError: If the model has no tokenizer of its own, or its tokenizer's files are missing.
         """
         if self.tokenizer is None:
             raise RuntimeError("this model's vocabulary is not CLIP's: set text_cfg.words or vlm.tokenizer")
@@ -133,7 +139,7 @@ class VLM(nn.Module):
     def classify_regions(
         self, images: Tensor, regions: Sequence[Tensor], vocabulary: Any, templates: str | Sequence[str] = 'vild'
     ) -> Tensor:
-        """Class probabilities of regions, for people.
+        """Class probabilities of regions, for people: a softmax over the classes, in which SigLIP's bias cancels.
 
         Args:
             images: ``(B, 3, H, W)``, normalised.

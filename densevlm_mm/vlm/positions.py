@@ -9,24 +9,27 @@ from timm.layers import build_rotary_pos_embed, resample_abs_pos_embed
 from torch import Tensor
 
 
-def resize_position_embedding(table: Tensor, grid: tuple[int, int], native: tuple[int, int]) -> Tensor:
+def resize_position_embedding(
+    table: Tensor, grid: tuple[int, int], native: tuple[int, int], num_prefix: int = 1
+) -> Tensor:
     """Resample a learnt position embedding to another grid; the class slot is kept.
 
     timm and open_clip anti-alias here by default. The EVA-CLIP line does not, and its bicubic kernel differs even when
     up-sampling, so a dense feature would move by 0.25 %.
 
     Args:
-        table: ``(1, 1 + h0 * w0, width)``, class slot first.
+        table: ``(1, num_prefix + h0 * w0, width)``, class slot first.
         grid: Wanted ``(h, w)``.
         native: ``(h0, w0)`` of the table.
+        num_prefix: Slots that belong to no patch.
 
     Returns:
-        ``(1, 1 + h * w, width)`` in the table's dtype; the table itself at its native grid.
+        ``(1, num_prefix + h * w, width)`` in the table's dtype; the table itself at its native grid.
     """
     if grid == native:
         return table
     return resample_abs_pos_embed(
-        table, new_size=list(grid), old_size=list(native), num_prefix_tokens=1, antialias=False
+        table, new_size=list(grid), old_size=list(native), num_prefix_tokens=num_prefix, antialias=False
     )
 
 

@@ -1,12 +1,14 @@
-"""From text to token ids: CLIP's byte-pair encoding, or whole words for tiny models."""
+"""From text to token ids: CLIP's byte-pair encoding, Hugging Face's tokenizers, or whole words for tiny models."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
 
 import torch
-from open_clip.tokenizer import SimpleTokenizer
+from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from torch import Tensor
 
 Tokenizer = Callable[[Sequence[str]], Tensor]
@@ -47,11 +49,59 @@ class WordTokenizer:
         return rows
 
 
+class HubTokenizer:
+    """A Hugging Face tokenizer (SigLIP's, CLIPA's), opened at its first use: building a model fetches nothing.
+
+    Args:
+        name: Repository on the Hugging Face hub, or a folder with a copy of it.
+        context_length: Ids per text.
+        mode: open_clip's ``tokenizer_mode``.
+        options: open_clip's ``tokenizer_kwargs``, such as how to clean the text.
+    """
+
+    def __init__(
+        self, name: str, context_length: int, *, mode: str | None = None, options: Mapping[str, Any] | None = None
+    ) -> None:
+        self.name = name
+        self.context_length = context_length
+        self.mode = mode
+        self.options = dict(options or {})
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Token ids ``(N, context_length)``, int64.
+
+        Raises:
+            RuntimeError: If the transformers package or the tokenizer's files are missing.
+        """
+        return self._opened(list(texts))
+
+    @cached_property
+    def _opened(self) -> HFTokenizer:
+        try:
+            return HFTokenizer(self.name, context_length=self.context_length, tokenizer_mode=self.mode, **self.options)
+        except ImportError as error:
+            raise RuntimeError(
+                f'the tokenizer {self.name!r} needs a package that is not installed ({error}): pip install transformers'
+            ) from error
+        except (OSError, ValueError) as error:
+            raise RuntimeError(
+                f'the tokenizer {self.name!r} is neither a folder nor in the Hugging Face cache: run once with a '
+                'network, or set text_cfg.hf_tokenizer_name to a folder with its files'
+            ) from error
+
+
 def build_tokenizer(text_cfg: Mapping) -> Tokenizer | None:
-    """Tokenizer of a text tower; None when its vocabulary is neither CLIP's nor listed under ``words``."""
+    """Tokenizer of a text tower; None when its vocabulary is neither CLIP's, nor named, nor listed under ``words``."""
     context_length = text_cfg.get('context_length', 77)
     if 'words' in text_cfg:
         return WordTokenizer(text_cfg['words'], context_length)
+    if text_cfg.get('hf_tokenizer_name'):
+        return HubTokenizer(
+            text_cfg['hf_tokenizer_name'],
+            context_length,
+            mode=text_cfg.get('tokenizer_mode'),
+            options=text_cfg.get('tokenizer_kwargs'),
+        )
     if text_cfg.get('vocab_size', CLIP_VOCABULARY_SIZE) == CLIP_VOCABULARY_SIZE:
         return SimpleTokenizer(context_length=context_length)
     return None

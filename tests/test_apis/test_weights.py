@@ -15,10 +15,14 @@ from densevlm_mm.models import RegionClassifier
 from densevlm_mm.vlm import load_vlm
 
 
+def make_classifier(**vlm: object) -> SimpleNamespace:
+    model = RegionClassifier(vlm=vlm, eval_vocabulary=['car'])
+    return SimpleNamespace(model=model, logger=logging.getLogger('load_weights'))
+
+
 @pytest.fixture
 def classifier(tiny_arch) -> SimpleNamespace:
-    model = RegionClassifier(vlm={'arch': tiny_arch()}, eval_vocabulary=['car'])
-    return SimpleNamespace(model=model, logger=logging.getLogger('load_weights'))
+    return make_classifier(arch=tiny_arch())
 
 
 def test_region_models_take_every_format(classifier, tiny_arch, tmp_path):
@@ -27,6 +31,23 @@ def test_region_models_take_every_format(classifier, tiny_arch, tmp_path):
     load_weights(classifier, str(tmp_path / 'e.pt'))
     for name, value in classifier.model.vlm.state_dict().items():
         assert torch.equal(value, other.state_dict()[name])
+
+
+def test_dense_mode_is_the_files_unless_the_config_names_one(classifier, tiny_arch, tmp_path):
+    content = {'meta': {'vlm': {'dense_mode': 'csa'}}, 'state_dict': load_vlm(tiny_arch()).state_dict()}
+    torch.save(content, tmp_path / 'csa.pth')
+    load_weights(classifier, str(tmp_path / 'csa.pth'))
+    assert classifier.model.vlm.dense_mode == 'csa'
+    classifier = make_classifier(arch=tiny_arch(), dense_mode='value')
+    with pytest.warns(UserWarning, match="csa.pth was trained in dense mode 'csa'.*model.vlm.dense_mode=csa"):
+        load_weights(classifier, str(tmp_path / 'csa.pth'))
+    assert classifier.model.vlm.dense_mode == 'value'
+
+
+def test_the_file_of_a_detector_is_no_region_model_s(classifier, tmp_path):
+    torch.save({'state_dict': {'backbone.a': torch.zeros(1), 'neck.b': torch.zeros(1)}}, tmp_path / 'detector.pth')
+    with pytest.raises(ValueError, match='detector.pth does not fit(.|\n)*the file of a whole detector or segmentor'):
+        load_weights(classifier, str(tmp_path / 'detector.pth'))
 
 
 def test_file_that_is_missing_or_damaged(classifier, tmp_path):

@@ -91,3 +91,61 @@ def test_typos_are_errors(folder):
         build(folder, anotation_file='images.json')
     with pytest.raises(ValueError, match=r"unknown keys \['img'\]"):
         build(folder, data_prefix={'img': 'images'})
+
+
+def test_text_file_gives_its_images_in_order(folder):
+    (folder / 'list.txt').write_text('z.jpg\n\n  sub/a.webp \r\n')
+    dataset = build(folder, ann_file='list.txt')
+    assert [dataset[i]['img_id'] for i in range(len(dataset))] == ['z.jpg', 'sub/a.webp']
+    assert dataset[1]['img_path'] == str(folder / 'images' / 'sub' / 'a.webp')
+
+
+def test_text_file_that_is_empty_or_missing(folder):
+    (folder / 'list.txt').write_text('\n \n')
+    with pytest.raises(ValueError, match=r'list.txt: is empty; a list with a path in each line'):
+        build(folder, ann_file='list.txt')
+    with pytest.raises(FileNotFoundError, match=r'gone.txt: no such annotation file'):
+        build(folder, ann_file='gone.txt')
+
+
+@pytest.fixture
+def patches(tmp_path):
+    """Objects365's annotation file names folders that its archives do not have; some releases name none."""
+    names = [f'objects365_v{1 + i % 2}_{i:08}.jpg' for i in range(200)]
+    for i, name in enumerate(names):
+        path = tmp_path / 'train' / f'patch{i % 3}' / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    entries = [{'id': i, 'file_name': f'images/v{1 + i % 2}/patch{i % 3}/{name}'} for i, name in enumerate(names)]
+    (tmp_path / 'train.json').write_text(json.dumps({'images': entries}))
+    (tmp_path / 'train.txt').write_text('\n'.join(names))
+    return tmp_path
+
+
+@pytest.mark.parametrize('ann_file', ['train.json', 'train.txt'])
+def test_images_found_by_name(patches, ann_file):
+    dataset = build(patches, ann_file=ann_file, data_prefix={'img_path': 'train'}, find_by_name=True)
+    assert len(dataset) == 200
+    assert dataset[4]['img_path'] == str(patches / 'train' / 'patch1' / 'objects365_v1_00000004.jpg')
+    assert dataset[4]['img_id'] == (4 if ann_file == 'train.json' else 'objects365_v1_00000004.jpg')
+
+
+def test_few_images_that_are_not_there_are_left_out_with_a_warning(patches, monkeypatch):
+    said = []
+    monkeypatch.setattr('densevlm_mm.datasets.image_dataset.print_log', lambda message, **_: said.append(message))
+    for number in (3, 7):
+        next(patches.rglob(f'*_{number:08}.jpg')).unlink()
+    options = {'ann_file': 'train.json', 'data_prefix': {'img_path': 'train'}, 'find_by_name': True}
+    dataset = build(patches, **options)
+    assert [dataset[i]['img_id'] for i in range(5)] == [0, 1, 2, 4, 5] and len(dataset) == 198
+    (message,) = said
+    assert 'train.json: 2 of 200 images are not below' in message and 'objects365_v2_00000003.jpg' in message
+    next(patches.rglob('*_00000008.jpg')).unlink()
+    with pytest.raises(FileNotFoundError, match='3 of 200 images are not below .*unpack all archives'):
+        build(patches, **options)
+
+
+def test_names_that_are_ambiguous(patches):
+    (patches / 'train' / 'objects365_v1_00000004.jpg').touch()
+    with pytest.raises(ValueError, match='objects365_v1_00000004.jpg .*same name; find_by_name needs distinct ones'):
+        build(patches, ann_file='train.json', data_prefix={'img_path': 'train'}, find_by_name=True)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given
@@ -11,11 +12,22 @@ from densevlm_mm.datasets import EpochSampler
 from densevlm_mm.registry import DATA_SAMPLERS
 
 
-def make(length: int, *, rank: int = 0, world: int = 1, **options) -> EpochSampler:
-    """Sampler of one of several ranks, without the ranks."""
+class Shards:
+    """A data set in groups."""
+
+    def __init__(self, sizes: list[int]) -> None:
+        self.group_sizes = np.array(sizes)
+
+    def __len__(self) -> int:
+        return int(self.group_sizes.sum())
+
+
+def make(data: int | Shards, *, rank: int = 0, world: int = 1, **options) -> EpochSampler:
+    """Sampler of one of several ranks, without the ranks; for a data set of that many items."""
+    dataset = range(data) if isinstance(data, int) else data
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr('densevlm_mm.datasets.samplers.get_dist_info', lambda: (rank, world))
-        return DATA_SAMPLERS.build({'type': 'densevlm_mm.EpochSampler', 'dataset': range(length), 'seed': 0, **options})
+        return DATA_SAMPLERS.build({'type': 'densevlm_mm.EpochSampler', 'dataset': dataset, 'seed': 0, **options})
 
 
 def epoch_of(sampler: EpochSampler, epoch: int) -> list[tuple[int, int]]:
@@ -89,6 +101,59 @@ def test_too_little_data_for_the_processes_is_an_error():
 def test_typo_is_an_error():
     with pytest.raises(TypeError, match='shufle'):
         make(10, shufle=False)
+
+
+group_sizes = st.lists(st.integers(0, 9), min_size=1, max_size=12)
+windows = st.one_of(st.none(), st.integers(1, 13))
+
+
+@given(group_sizes, windows, st.integers(1, 5), st.floats(0.05, 1), st.integers(0, 3), st.data())
+def test_no_item_is_lost_or_seen_twice(sizes, window, world, ratio, epoch, data):
+    """Of what an epoch draws, every rank sees its share and together they see all but a tail of less than a share."""
+    shards, options = Shards(sizes), {'ratio': ratio, 'window': window}
+    assume(len(shards) * ratio >= world)
+    alone = epoch_of(make(shards, **options), epoch)
+    ranks = [epoch_of(make(shards, rank=rank, world=world, **options), epoch) for rank in range(world)]
+    together = [item for step in zip(*ranks, strict=True) for item in step]
+    assert together == alone[: len(alone) // world * world]
+    assert len(set(alone)) == len(alone) == make(shards, **options).num_drawn
+    assert set(alone) <= {(epoch, index) for index in range(len(shards))}
+    skip = data.draw(st.integers(0, len(ranks[-1])))
+    resumed = make(shards, rank=world - 1, world=world, **options)
+    resumed.set_epoch(epoch, skip=skip)
+    assert list(resumed) == ranks[-1][skip:]
+
+
+@given(group_sizes, st.integers(1, 13), st.integers(0, 3))
+def test_window_reads_a_few_shards_at_a_time(sizes, window, epoch):
+    shards = Shards(sizes)
+    assume(len(shards))
+    shard_of = np.repeat(np.arange(len(sizes)), sizes)
+    order = [shard_of[index] for _, index in epoch_of(make(shards, window=window), epoch)]
+    # at any time, so many shards are begun but not finished
+    spans = [(order.index(shard), len(order) - 1 - order[::-1].index(shard)) for shard in set(order)]
+    for step in range(len(order)):
+        assert sum(first <= step <= last for first, last in spans) <= window
+
+
+def test_window_shuffles_shards_and_what_is_in_them():
+    shards = Shards([50] * 8)
+    first, second = (epoch_of(make(shards, window=2), epoch) for epoch in (0, 1))
+    parts = [{index // 50 for _, index in first[start : start + 100]} for start in range(0, 400, 100)]
+    assert [len(part) for part in parts] == [2, 2, 2, 2]
+    assert [index for _, index in first] != [index for _, index in second]
+    assert first[:100] != sorted(first[:100])
+    assert first == epoch_of(make(shards, window=2), 0)
+    assert epoch_of(make(shards, window=2, seed=1), 0) != first
+
+
+def test_window_needs_shards_and_shuffling():
+    with pytest.raises(TypeError, match='window needs a data set in shards, as TarImageDataset, not range'):
+        make(10, window=2)
+    with pytest.raises(ValueError, match='window must be positive'):
+        make(Shards([5, 5]), window=0)
+    with pytest.raises(ValueError, match='needs shuffle=True'):
+        make(Shards([5, 5]), window=2, shuffle=False)
 
 
 def test_infinite_iteration_of_mmengine_moves_through_the_epochs(monkeypatch):

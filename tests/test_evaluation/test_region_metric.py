@@ -14,6 +14,7 @@ from mmengine.logging import MMLogger
 from mmengine.structures import BaseDataElement, InstanceData
 
 from densevlm_mm.evaluation import RegionAccuracy, region_accuracy
+from densevlm_mm.evaluation.region_metric import check_vocabulary
 from densevlm_mm.registry import METRICS
 
 META = {'classes': ('cat', 'dog', 'bus', 'sky', 'grass'), 'is_thing': (True, True, True, False, False)}
@@ -58,6 +59,73 @@ def test_figures_are_those_of_the_function_in_percent():
     expected |= {name: 100 * share for name, share in biases.items()}
     assert len(expected) == 10
     assert evaluate(samples, topk=(1, 2)) == pytest.approx(expected)
+
+
+def with_crops(samples: list[BaseDataElement]) -> list[BaseDataElement]:
+    for number, sample in enumerate(samples):
+        generator = torch.Generator().manual_seed(1000 + number)
+        sample.pred_regions.crop_logits = torch.randn(len(sample.gt_regions.labels), 5, generator=generator)
+    return samples
+
+
+def test_crops_are_a_third_source(tmp_path, logger):
+    samples = with_crops(make_samples())
+    metrics = evaluate(samples, topk=(1, 2), per_class=True)
+    logits, labels, is_thing = (
+        torch.cat([getattr(sample, part)[name] for sample in samples])
+        for part, name in (('pred_regions', 'crop_logits'), ('gt_regions', 'labels'), ('gt_regions', 'is_thing'))
+    )
+    expected = region_accuracy(logits, labels, is_thing, topk=(1, 2))
+    found = {key.removeprefix('crops.'): value / 100 for key, value in metrics.items() if key.startswith('crops.')}
+    assert found == pytest.approx({key: value for key, value in expected.items() if 'bias' not in key})
+    without = {key: value for key, value in metrics.items() if not key.startswith('crops.')}
+    assert without == evaluate(make_samples(), topk=(1, 2))
+    lines = (tmp_path / 'run.log').read_text().splitlines()
+    row = next(line.split() for line in lines if line.startswith('Crops-T '))
+    assert row[1:3] == [f'{metrics[f"crops.thing.macc{k}"]:.2f}' for k in (1, 2)]
+    assert sum(line.startswith('Crops-') for line in lines) == 2  # none where nothing was cropped
+    assert any('Crops Top-2' in line for line in lines)
+
+
+def test_crops_of_some_images_only_are_an_error():
+    with pytest.raises(ValueError, match='1.jpg: has crop_logits while other images have none'):
+        evaluate([make_sample(0, [0]), *with_crops([make_sample(1, [1])])])
+
+
+def test_confusion_is_written_and_drawn(tmp_path):
+    samples = make_samples()
+    evaluate(samples, confusion=True, out_json=str(tmp_path / 'figures.json'))
+    assert {path.name for path in tmp_path.iterdir()} == {
+        'figures.json', 'region_confusion.npz', 'region_confusion.png'
+    }  # fmt: skip
+    counts = np.zeros((5, 5), int)
+    for sample in samples:
+        np.add.at(counts, (sample.gt_regions.labels.numpy(), sample.pred_regions.mask_logits.numpy().argmax(1)), 1)
+    with np.load(tmp_path / 'region_confusion.npz') as file:
+        np.testing.assert_array_equal(file['counts'], counts)
+        assert tuple(file['names']) == META['classes']
+
+
+def test_confusion_needs_to_know_the_things():
+    with pytest.raises(ValueError, match="confusion=True needs a data set whose metainfo has 'classes' and 'is_thing'"):
+        evaluate([make_sample(0, [0])], confusion=True, meta={'classes': META['classes']})
+
+
+def test_kind_that_contradicts_the_data_set_is_found_while_processing():
+    metric = RegionAccuracy()
+    evaluator = Evaluator(metric)
+    evaluator.dataset_meta = META
+    sample = make_sample(4, [0, 3])
+    sample.gt_regions.is_thing = torch.tensor([True, True])
+    with pytest.raises(ValueError, match='4.jpg: classes .3. have both'):
+        evaluator.process([sample])
+
+
+def test_another_name_of_one_class_is_accepted():
+    """Mask2Former's ade20k_panoptic_val.json says 'plane' where everybody else says 'airplane'."""
+    check_vocabulary(['tv', 'airplane'], ['tv', 'plane'])
+    with pytest.raises(ValueError, match="class 1 is 'airplane'"):
+        check_vocabulary(['tv', 'airplane'], ['tv', 'boat'])
 
 
 def test_kind_of_unseen_classes_comes_from_the_data_set():
@@ -186,7 +254,7 @@ def broken(**fields) -> BaseDataElement:
     'sample, message',
     [
         (broken(mask_logits=torch.full((2, 5), torch.nan)), '5.jpg: .*NaN'),
-        (broken(mask_logits=torch.zeros(2, 6)), '5.jpg: box_logits and mask_logits differ'),
+        (broken(mask_logits=torch.zeros(2, 6)), '5.jpg: the logits of boxes, masks differ'),
         (broken(mask_logits=torch.zeros(2, 3)), '5.jpg: labels .3. are out of range'),
         (
             broken(mask_logits=torch.eye(6)[:2], box_logits=torch.eye(6)[:2]),
@@ -218,7 +286,7 @@ import json, sys
 import torch.distributed as dist
 sys.path.insert(0, sys.argv[1])
 from mmengine.dataset import DefaultSampler
-from test_region_metric import evaluate, make_samples
+from test_region_metric import evaluate, make_sample, make_samples
 _, tests, store, rank, alone = sys.argv
 dist.init_process_group('gloo', init_method=f'file://{store}/store', rank=int(rank), world_size=2)
 samples = make_samples()
@@ -226,12 +294,18 @@ mine = [samples[i] for i in DefaultSampler(samples, shuffle=False)]
 assert len(mine) == 5
 metrics = evaluate(mine, size=len(samples), collect_dir=f'{store}/parts')
 assert metrics == json.loads(alone), metrics
+try:
+    evaluate([make_sample(int(rank), [])], size=2)
+except ValueError as error:
+    assert 'none of 2 images has a region' in str(error)
+else:
+    raise AssertionError('nothing to evaluate')
 dist.destroy_process_group()
 """
 
 
 def test_two_processes_agree_with_one(tmp_path):
-    """Nine images on two ranks: the first is evaluated twice, and counted once."""
+    """Nine images on two ranks: the first is evaluated twice, and counted once. Where there is nothing, both say so."""
     alone = json.dumps(evaluate(make_samples()))
     command = [sys.executable, '-c', RANK, str(Path(__file__).parent), str(tmp_path)]
     environment = os.environ | {'PYTHONPATH': os.pathsep.join(sys.path)}

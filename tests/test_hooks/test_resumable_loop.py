@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,13 +12,20 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.runner import IterBasedTrainLoop, Runner
+from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from densevlm_mm.datasets import EpochSampler
+from densevlm_mm.datasets.tar_shards import write_shards
 from densevlm_mm.hooks import ResumableTrainLoop
 from densevlm_mm.registry import DATASETS, LOOPS
 
 names = (f'loop{i}' for i in itertools.count())
+
+
+def seen(image: Tensor, sample: BaseDataElement) -> tuple:
+    """All that training can see of an item."""
+    return sample.img_id, (sample.gt_regions.boxes.tolist(), image.numpy().tobytes(), sample.get('replaced', ()))
 
 
 class Model(BaseModel):
@@ -26,11 +34,11 @@ class Model(BaseModel):
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(()))
-        self.batches: list[list[tuple[int, list]]] = []
+        self.batches: list[list[tuple]] = []
 
     def forward(self, inputs: list[Tensor], data_samples: list, mode: str) -> dict[str, Tensor]:
         assert mode == 'loss'
-        self.batches.append([(s.img_id, s.gt_regions.boxes.tolist()) for s in data_samples])
+        self.batches.append([*map(seen, inputs, data_samples)])
         return {'loss': self.weight * sum(image.float().mean() for image in inputs)}
 
 
@@ -45,18 +53,32 @@ class StopAfter(Hook):
             raise KeyboardInterrupt
 
 
+PIPELINE = [
+    {'type': 'densevlm_mm.LoadImage'},
+    {'type': 'densevlm_mm.ResizeLongestPad', 'size': 16},
+    {'type': 'densevlm_mm.SampleGridRegions'},
+    {'type': 'densevlm_mm.PackRegions'},
+]
+
+
 @pytest.fixture
 def dataset(miniworld: Path):
     """24 images, five batches of 5 per epoch with the last one smaller."""
-    pipeline = [
-        {'type': 'densevlm_mm.LoadImage'},
-        {'type': 'densevlm_mm.ResizeLongestPad', 'size': 16},
-        {'type': 'densevlm_mm.SampleGridRegions'},
-        {'type': 'densevlm_mm.PackRegions'},
-    ]
-    config = {'type': 'densevlm_mm.ImageDataset', 'data_root': str(miniworld), 'pipeline': pipeline}
+    config = {'type': 'densevlm_mm.ImageDataset', 'data_root': str(miniworld), 'pipeline': PIPELINE}
     config |= {'ann_file': 'annotations/instances_train2017.json', 'data_prefix': {'img_path': 'train2017'}}
     return DATASETS.build(config)
+
+
+@pytest.fixture
+def shards(miniworld: Path, tmp_path: Path):
+    """The same images in tar files of five, three of them damaged."""
+    folder = tmp_path / 'images'
+    shutil.copytree(miniworld / 'train2017', folder)
+    for path in sorted(folder.iterdir())[3:20:8]:
+        path.write_bytes(path.read_bytes()[:200])
+    write_shards(folder, tmp_path / 'shards', per_shard=5)
+    config = {'type': 'densevlm_mm.TarImageDataset', 'data_root': str(tmp_path), 'pipeline': PIPELINE}
+    return DATASETS.build(config | {'data_prefix': {'img_path': 'shards'}})
 
 
 @pytest.fixture
@@ -134,8 +156,8 @@ def test_batches_are_those_of_the_sampler(train, dataset):
     sampler, expected = EpochSampler(dataset, seed=5), []
     for epoch in range(2):
         sampler.set_epoch(epoch)
-        expected += [dataset[item]['data_samples'] for item in sampler]
-    assert [pair for batch in batches for pair in batch] == [(s.img_id, s.gt_regions.boxes.tolist()) for s in expected]
+        expected += [seen(item['inputs'], item['data_samples']) for item in map(dataset.__getitem__, sampler)]
+    assert [pair for batch in batches for pair in batch] == expected
 
 
 @pytest.mark.parametrize('workers', [0, 2])
@@ -151,6 +173,19 @@ def test_resumed_run_sees_the_same_batches(train, workers, drop_last, stop_after
     assert before == whole[:stop_after]
     assert after == whole[done:]
     assert len(whole) == 13
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+@pytest.mark.parametrize('ratio', [1.0, 0.75])
+def test_resumed_run_on_shards_with_bad_images_sees_the_same_batches(train, shards, workers, ratio):
+    options = {'dataset': shards, 'sampler': {'type': 'densevlm_mm.EpochSampler', 'window': 2, 'ratio': ratio}}
+    whole = train('whole', **options)
+    options |= {'num_workers': workers, 'persistent_workers': workers > 0}
+    assert train('parts', stop_after=8, **options) == whole[:8]
+    assert train('parts', resume=True, **options) == whole[6:]
+    replaced = {path for batch in whole for _, (*_, pairs) in batch for _, path in pairs}
+    assert len(replaced) == 3
+    assert not {Path(img_id).name for img_id in images(whole)} & {Path(path).name for path in replaced}
 
 
 def test_run_that_is_complete_does_nothing_when_resumed(train):

@@ -103,6 +103,59 @@ def test_levels_are_the_token_grid_resampled():
         torch.testing.assert_close(level, resized)
 
 
+# ---------------------------------------------------------------- convolutional towers
+
+
+CONVOLUTIONS = {
+    'resnet': ({'image_size': 64, 'width': 8, 'layers': [1, 1, 1, 1], 'head_width': 32}, [32, 64, 128, 256]),
+    'convnext': ({'timm_model_name': 'test_convnext', 'timm_pool': '', 'image_size': 64}, [24, 32, 48, 64]),
+}
+
+
+def make_convolutional(family: str, **options: object) -> DenseVLMBackbone:
+    arch = {**make_arch('openai'), 'vision_cfg': CONVOLUTIONS[family][0]}
+    return make_backbone(arch=arch, **{'out_indices': (0, 1, 2, 3), **options})
+
+
+@pytest.mark.parametrize('family', CONVOLUTIONS)
+@pytest.mark.parametrize('size', [(64, 96), (100, 97)])
+def test_stages_are_the_pyramid(family, size):
+    backbone = make_convolutional(family, with_dense=True)
+    *levels, dense = backbone(torch.randn(2, 3, *size))
+    assert backbone.out_channels == [*CONVOLUTIONS[family][1], 48] == [m.shape[1] for m in (*levels, dense)]
+    assert [tuple(m.shape[2:]) for m in levels] == [tuple(math.ceil(n / s) for n in size) for s in STRIDES]
+    assert tuple(dense.shape[2:]) == (size[0] // 32, size[1] // 32)
+
+
+@pytest.mark.parametrize('family', CONVOLUTIONS)
+def test_stages_at_their_own_stride_are_left_alone(family):
+    backbone = make_convolutional(family).eval()
+    images = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        levels, stages = backbone(images), backbone.tower.run(images, indices=range(4)).maps
+    assert all(torch.equal(level, stage) for level, stage in zip(levels, stages, strict=True))
+
+
+def test_a_stage_can_be_resized():
+    backbone = make_convolutional('resnet', out_indices=(3, 1), strides=(16, 16))
+    assert backbone.out_channels == [256, 64]
+    assert [m.shape for m in backbone(torch.randn(1, 3, 64, 96))] == [(1, 256, 4, 6), (1, 64, 4, 6)]
+
+
+@pytest.mark.parametrize('family', CONVOLUTIONS)
+@pytest.mark.parametrize(('options', 'expected'), [
+    ({'trainable': 2}, [2, 3]),
+    ({'frozen_stages': 1}, [1, 2, 3]),
+    ({'frozen_stages': -1}, [0, 1, 2, 3]),
+    ({'out_indices': (0, 1), 'trainable': 1}, [1]),
+])  # fmt: skip
+def test_which_stages_train(family, options, expected):
+    backbone = make_convolutional(family, **options).train()
+    assert trained_blocks(backbone) == expected
+    assert backward(backbone) == trained(backbone)
+    assert any('stem' in name or 'trunk.conv' in name for name in trained(backbone)) == (-1 in options.values())
+
+
 # ---------------------------------------------------------------- alignment
 
 
@@ -307,7 +360,7 @@ def test_every_parameter_that_trains_gets_a_gradient_and_no_other(options: dict)
     ({'dense_mode': 'sideways'}, "no dense mode 'sideways'"),
     ({'init_cfg': {'type': 'Pretrained', 'checkpoint': 'a.pth'}}, 'give the file as `checkpoint`'),
     ({'pretrained': 'open-mmlab://resnet50_v1c'}, r'model\.pretrained=None'),
-    ({'arch': 'RN50'}, 'no dense path is defined for a ResNet'),
+    ({'arch': 'ViTamin-S'}, 'no dense path is defined for vitamin_small_224'),
 ])  # fmt: skip
 def test_contradictory_options_are_errors(options, message):
     with pytest.raises(ValueError, match=message):

@@ -12,9 +12,10 @@ from mmengine.structures import BaseDataElement, InstanceData
 from torch import Tensor
 
 from densevlm_mm.evaluation import RegionAccuracy
-from densevlm_mm.models import RegionClassifier, region_classifier
+from densevlm_mm.models import RegionClassifier, RegionModel, region_classifier
 from densevlm_mm.registry import MODELS
 from densevlm_mm.vlm import class_embeddings, load_vlm
+from densevlm_mm.vlm.towers import CLIP_MEAN, CLIP_STD
 
 NAMES = ['car', 'tree', 'ball', 'sky']
 TEMPLATES = ['a photo of a {}.']
@@ -160,7 +161,7 @@ def test_no_gradient_is_kept(build):
 
 
 def test_model_without_vocabulary(tiny_arch):
-    model = region_classifier.RegionModel(load_vlm(tiny_arch()))
+    model = RegionModel(load_vlm(tiny_arch()))
     with pytest.raises(RuntimeError, match='set model.eval_vocabulary'):
         predicted(model, torch.randn(1, 3, 48, 64), [make_sample(1)])
     assert model(torch.randn(1, 3, 48, 64)).shape == (1, 16, 6, 8)
@@ -177,6 +178,69 @@ def test_normalisation_happens_in_the_preprocessor(build):
     for sample, (boxed, masked) in zip(samples, expected, strict=True):
         torch.testing.assert_close(sample.pred_regions.box_logits, boxed)
         torch.testing.assert_close(sample.pred_regions.mask_logits, masked)
+
+
+def test_preprocessor_is_that_of_the_tower(tiny_arch):
+    """Not CLIP's numbers, but whatever the model's own tower was trained with."""
+    vlm = load_vlm(tiny_arch())
+    vlm.visual.mean, vlm.visual.std = (0.5, 0.25, 0.2), (0.5, 0.1, 0.2)
+    model = RegionModel(vlm, eval_vocabulary=NAMES, eval_templates=TEMPLATES).eval()
+    images = torch.randint(0, 256, (2, 3, 48, 64), dtype=torch.uint8)
+    prepared = model.data_preprocessor({'inputs': list(images)})['inputs']
+    expected = (images / 255 - torch.tensor(vlm.visual.mean)[:, None, None]) / torch.tensor(vlm.visual.std)[
+        :, None, None
+    ]
+    torch.testing.assert_close(prepared, expected)
+    samples = model.test_step({'inputs': list(images), 'data_samples': [make_sample(2), make_sample(3)]})
+    again = predicted(model, expected, [make_sample(2), make_sample(3)])
+    for sample, (boxed, _) in zip(samples, again, strict=True):
+        torch.testing.assert_close(sample.pred_regions.box_logits, boxed)
+
+
+def test_own_preprocessor_is_clips(build):
+    preprocessor = build().data_preprocessor
+    torch.testing.assert_close(preprocessor.mean.flatten(), 255 * torch.tensor(CLIP_MEAN))
+    torch.testing.assert_close(preprocessor.std.flatten(), 255 * torch.tensor(CLIP_STD))
+
+
+def with_crops(sample: BaseDataElement, size: int = 32) -> BaseDataElement:
+    count = len(sample.gt_regions.boxes)
+    sample.gt_regions.crops = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8)
+    return sample
+
+
+def test_crops_are_classified_as_whole_images(build, tiny_arch, checkpoint, monkeypatch):
+    """Every crop alone through `encode_image`, with the arithmetic written out; in chunks of two by the model."""
+    monkeypatch.setattr(region_classifier, '_CROPS_AT_ONCE', 2)
+    samples = [with_crops(make_sample(count, seed)) for seed, count in enumerate((3, 0, 2))]
+    model = build()
+    model(torch.randn(3, 3, 48, 64), samples, mode='predict')
+    vlm = load_vlm(tiny_arch(), checkpoint)
+    texts = class_embeddings(vlm, NAMES, TEMPLATES, normalize=True)
+    mean, std = (255 * torch.tensor(values)[:, None, None] for values in (CLIP_MEAN, CLIP_STD))
+    for sample in samples:
+        logits = sample.pred_regions.crop_logits
+        assert logits.shape == (len(sample.gt_regions), 4)
+        for crop, found in zip(sample.gt_regions.crops, logits, strict=True):
+            embedding = F.normalize(vlm.visual.encode_image((crop - mean)[None] / std), dim=-1)[0]
+            torch.testing.assert_close(found, texts @ embedding, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(samples[0].pred_regions.crop_logits, samples[0].pred_regions.box_logits, atol=1e-3)
+
+
+def test_crops_are_optional_and_follow_an_explicit_preprocessor(build):
+    model = build(data_preprocessor={'type': 'ImgDataPreprocessor', 'mean': [0.0] * 3, 'std': [255.0] * 3})
+    plain, cropped = make_sample(2), with_crops(make_sample(2))
+    model(torch.randn(1, 3, 48, 64), [plain], mode='predict')
+    assert 'crop_logits' not in plain.pred_regions
+    model(torch.randn(1, 3, 48, 64), [cropped], mode='predict')
+    embeddings = model.vlm.encode_image(cropped.gt_regions.crops / 255)
+    torch.testing.assert_close(cropped.pred_regions.crop_logits, embeddings @ model.eval_text().T, rtol=1e-4, atol=1e-5)
+
+
+def test_crops_of_images_without_regions(build):
+    sample = with_crops(make_sample(0))
+    build()(torch.randn(1, 3, 48, 64), [sample], mode='predict')
+    assert sample.pred_regions.crop_logits.shape == (0, 4)
 
 
 @pytest.mark.parametrize(('part', 'error'), [({'vlm': {'arhc': {}}}, 'arhc'), ({'eval_vocab': NAMES}, 'eval_vocab')])

@@ -5,8 +5,8 @@ import inspect
 import pytest
 import torch
 
-from densevlm_mm.vlm import factory, load_vlm
-from densevlm_mm.vlm.factory import locate_checkpoint
+from densevlm_mm.vlm import VLM, factory, load_vlm
+from densevlm_mm.vlm.factory import locate_checkpoint, pretrained_config
 
 
 @pytest.fixture(autouse=True)
@@ -119,3 +119,54 @@ def test_a_tag_with_the_other_activation_is_refused():
     """OpenAI's weights under GELU give numbers that look right and are not."""
     with pytest.raises(ValueError, match=r"'openai' has the other GELU: add or remove '-quickgelu'"):
         locate_checkpoint('ViT-B-32', 'openai')
+
+
+@pytest.fixture
+def tagged(monkeypatch, tmp_path):
+    """open_clip knows one tag of 'tiny-arch', whose file holds nothing to load."""
+
+    def set_up(arch: dict, **statistics: object) -> None:
+        monkeypatch.setattr(factory, 'VLM', lambda name, dense_mode: VLM(arch, dense_mode=dense_mode))
+        monkeypatch.setattr(factory, 'resolve_arch', lambda name: arch)
+        monkeypatch.setattr(factory, 'list_pretrained_tags_by_model', lambda name: ['some_tag'])
+        monkeypatch.setattr(factory, 'get_pretrained_cfg', lambda name, tag: statistics)
+        monkeypatch.setattr(factory, 'download_pretrained', lambda cfg: tmp_path / 'weights.pt')
+        monkeypatch.setattr(factory, 'load_checkpoint', lambda vlm, path, **kwargs: None)
+
+    return set_up
+
+
+def test_images_are_normalised_as_the_tag_was_trained(tagged, word_arch):
+    """open_clip's laion2b_s32b_b82k of ViT-L-14 wants (0.5, 0.5, 0.5), its other tags CLIP's numbers."""
+    tagged(word_arch, mean=[0.5, 0.4, 0.3], std=[0.2, 0.2, 0.1], url='x')
+    vlm = load_vlm('tiny-arch', 'some_tag')
+    assert vlm.visual.mean == (0.5, 0.4, 0.3)
+    assert vlm.visual.std == (0.2, 0.2, 0.1)
+    assert type(vlm.visual).mean == (0.48145466, 0.4578275, 0.40821073)
+
+
+def test_a_tag_that_says_nothing_keeps_the_tower_s_normalisation(tagged, word_arch):
+    tagged(word_arch, url='x')
+    assert load_vlm('tiny-arch', 'some_tag').visual.mean == load_vlm('tiny-arch').visual.mean
+
+
+@pytest.mark.parametrize(('arch', 'tag', 'mean'), [
+    ('ViT-L-14', 'laion2b_s32b_b82k', 0.5),
+    ('ViT-L-14', 'laion400m_e32', 0.48145466),
+    ('ViT-B-16-SigLIP2', 'webli', 0.5),
+    ('ViT-L-14-CLIPA', 'datacomp1b', 0.485),
+])  # fmt: skip
+def test_what_open_clip_knows_of_a_tag(arch, tag, mean):
+    assert pretrained_config(arch, tag)['mean'][0] == mean
+
+
+@pytest.mark.parametrize('checkpoint', ['no_such_tag', 'hf-hub:owner/model'])
+@pytest.mark.parametrize('arch', ['ViT-B-16', {'embed_dim': 1}])
+def test_nothing_is_known_of_anything_else(arch, checkpoint):
+    assert pretrained_config(arch, checkpoint) == {}
+
+
+def test_a_file_is_not_the_tag_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'laion2b_s32b_b82k').touch()
+    assert pretrained_config('ViT-L-14', 'laion2b_s32b_b82k') == {}

@@ -24,6 +24,16 @@ def test_tables_are_resized_bicubically_without_antialiasing(grid, native):
     assert torch.equal(resized[:, :1], table[:, :1])
 
 
+@given(grids, grids, st.integers(0, 5))
+def test_slots_before_the_patches_are_kept(grid, native, prefix):
+    """None for SigLIP, one for a class token, more for registers."""
+    table = torch.randn(1, prefix + native[0] * native[1], 4, generator=torch.Generator().manual_seed(0))
+    resized = resize_position_embedding(table, grid, native, num_prefix=prefix)
+    assert torch.equal(resized[:, :prefix], table[:, :prefix])
+    cells = torch.cat([torch.zeros(1, 1, 4), table[:, prefix:]], 1)
+    assert torch.equal(resized[:, prefix:], resize_position_embedding(cells, grid, native)[:, 1:])
+
+
 def test_equal_counts_are_not_equal_grids():
     table = torch.randn(1, 1 + 24, 4)
     assert not torch.equal(resize_position_embedding(table, (4, 6), (6, 4)), table)

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+from types import ModuleType, SimpleNamespace
+
 import open_clip
 import pytest
 import torch
@@ -61,3 +65,60 @@ def test_unusable_texts():
 def test_words_must_be_distinct():
     with pytest.raises(ValueError, match='must be distinct'):
         WordTokenizer(['cat', 'cat'], 4)
+
+
+# --- Hugging Face -----------------------------------------------------------------------------------------------------
+
+SIGLIP = {'context_length': 4, 'vocab_size': 32000, 'hf_tokenizer_name': 'timm/ViT-B-16-SigLIP'}
+
+
+class FakeTransformers(ModuleType):
+    """Stands for the transformers package: every text becomes its letters' places in the alphabet."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        super().__init__('transformers')
+        self.opened: list[str] = []
+        self.error = error
+        self.AutoTokenizer = self
+
+    def from_pretrained(self, name: str, **kwargs: object) -> Callable:
+        self.opened.append(name)
+        if self.error is not None:
+            raise self.error
+        return self.encode
+
+    @staticmethod
+    def encode(texts: list[str], max_length: int, **kwargs: object) -> SimpleNamespace:
+        rows = [[ord(letter) - 96 for letter in text][:max_length] for text in texts]
+        return SimpleNamespace(input_ids=torch.tensor([row + [0] * (max_length - len(row)) for row in rows]))
+
+
+def test_a_hub_tokenizer_opens_at_its_first_use(monkeypatch):
+    transformers = FakeTransformers()
+    monkeypatch.setitem(sys.modules, 'transformers', transformers)
+    tokenizer = build_tokenizer({**SIGLIP, 'tokenizer_kwargs': {'clean': 'canonicalize'}})
+    assert transformers.opened == []
+    assert tokenizer(['A-b!', 'cabac']).tolist() == [[1, 2, 0, 0], [3, 1, 2, 1]]
+    tokenizer(['c'])
+    assert transformers.opened == ['timm/ViT-B-16-SigLIP']
+
+
+def test_without_the_transformers_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'transformers', None)
+    with pytest.raises(RuntimeError, match=r"'timm/ViT-B-16-SigLIP' needs a package .*: pip install transformers"):
+        build_tokenizer(SIGLIP)(['a cat'])
+
+
+def test_without_the_tokenizer_s_files(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'transformers', FakeTransformers(OSError('offline')))
+    with pytest.raises(RuntimeError, match='neither a folder nor in the .* cache: .* text_cfg.hf_tokenizer_name'):
+        build_tokenizer(SIGLIP)(['a cat'])
+
+
+def test_words_go_before_a_named_tokenizer():
+    assert isinstance(build_tokenizer({**SIGLIP, 'words': WORDS}), WordTokenizer)
+
+
+def test_a_siglip_builds_without_its_tokenizer():
+    with torch.device('meta'):
+        assert VLM('ViT-B-16-SigLIP').tokenizer.name == 'timm/ViT-B-16-SigLIP'

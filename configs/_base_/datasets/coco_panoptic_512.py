@@ -1,4 +1,8 @@
 # Region classification on COCO panoptic val2017: boxes and masks of things, masks of stuff.
+load_image = [dict(type='densevlm_mm.LoadImage'), dict(type='densevlm_mm.ResizeLongestPad', size=512)]
+load_regions = dict(type='densevlm_mm.LoadPanopticRegions', patch_size=16)
+pack = dict(type='densevlm_mm.PackRegions')
+
 val_dataloader = dict(
     batch_size=8,
     num_workers=4,
@@ -9,12 +13,7 @@ val_dataloader = dict(
         ann_file='annotations/panoptic_val2017.json',
         data_prefix=dict(img_path='val2017', seg_map_path='annotations/panoptic_val2017'),
         test_mode=True,
-        pipeline=[
-            dict(type='densevlm_mm.LoadImage'),
-            dict(type='densevlm_mm.ResizeLongestPad', size=512),
-            dict(type='densevlm_mm.LoadPanopticRegions', patch_size=16),
-            dict(type='densevlm_mm.PackRegions'),
-        ],
+        pipeline=[*load_image, load_regions, pack],
     ),
 )
 val_evaluator = dict(type='densevlm_mm.RegionAccuracy')

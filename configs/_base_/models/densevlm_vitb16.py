@@ -1,11 +1,6 @@
 # Student: EVA02-CLIP-B/16, all 12 image blocks train. Teacher: EVA02-CLIP-L/14-336, CLIPSelf-tuned on COCO.
 model = dict(
     type='densevlm_mm.DenseVLM',
-    data_preprocessor=dict(
-        type='ImgDataPreprocessor',
-        mean=[122.7709383, 116.7460125, 104.09373615],
-        std=[68.5005327, 66.6321579, 70.32316305],
-    ),
     student=dict(arch='EVA02-CLIP-B-16', checkpoint='checkpoints/EVA02_CLIP_B_psz16_s8B.pt', trainable_blocks=12),
     teacher=dict(arch='EVA02-CLIP-L-14-336', checkpoint='checkpoints/clipself_coco_6_save6_512_eva_vitl14_24layers.pt'),
     vocabulary='coco-stuff_ade20k',

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from mmcv.transforms import BaseTransform
 from mmengine.structures import InstanceData
@@ -10,6 +9,7 @@ from mmengine.structures import InstanceData
 from densevlm_mm.registry import TRANSFORMS
 
 from ..grids import grid_boxes, grid_choices, normalize_boxes
+from .item_random import item_generator
 
 
 @TRANSFORMS.register_module()
@@ -19,14 +19,10 @@ class SampleGridRegions(BaseTransform):
     Adds ``gt_regions`` with ``boxes`` ``(N, 4)`` float32, xyxy in 0..1 of the padded input, and ``ori_boxes``, the
     same in px of the original image. The grid tiles the image, not its padding.
 
-    An item asked for as ``(epoch, index)`` (see :class:`EpochSampler`) gets a grid that depends on ``seed``, epoch and
-    index only, however many workers and processes there are and wherever a run was resumed; otherwise it is drawn from
-    NumPy's global generator, which mmengine seeds in every worker.
-
     Args:
         min_split: Fewest rows and columns: 2 in DenseVLM, 1 in CLIPSelf.
         max_split: Most rows and columns.
-        seed: Seed of the grids.
+        seed: Seed of the grids, see :func:`item_generator`.
         shuffle: Put the cells in random order, as the published code does. Nothing that averages over regions
             depends on it, so by default they come row by row.
         max_regions: Keep at most so many cells, chosen at random (CLIPSelf: 20). ``None`` keeps all.
@@ -50,7 +46,7 @@ class SampleGridRegions(BaseTransform):
 
     def transform(self, results: dict) -> dict:
         """Draw a grid; needs ``ori_shape``, ``img_shape`` and ``scale``."""
-        generator = self._generator(results)
+        generator = item_generator(self.seed, results)
         rows, cols = self.choices[generator.integers(len(self.choices))]
         height, width = results['ori_shape']
         boxes = grid_boxes(width, height, rows, cols)
@@ -62,8 +58,3 @@ class SampleGridRegions(BaseTransform):
         boxes = normalize_boxes(boxes, scale=results['scale'], size=results['img_shape'][0])
         results['gt_regions'] = InstanceData(boxes=boxes)
         return results
-
-    def _generator(self, results: dict) -> np.random.Generator:
-        if 'epoch' in results:
-            return np.random.default_rng((self.seed, results['epoch'], results['sample_idx']))
-        return np.random.default_rng(np.random.randint(2**31))

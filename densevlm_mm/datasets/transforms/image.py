@@ -2,45 +2,21 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 from mmcv.transforms import BaseTransform
-from mmengine import fileio
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from densevlm_mm.registry import TRANSFORMS
 
-# Pillow would clip their values to 0..255 without a word.
-DEEP_MODES = ('I', 'F')
-
-
-def read_image(path: str) -> Image.Image:
-    """Decode an image file with Pillow, whole and at once.
-
-    Args:
-        path: File, or an address that mmengine's file clients know.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is empty, truncated or not an image.
-    """
-    data = fileio.get(path)
-    if not data:
-        raise ValueError(f'{path}: the file is empty; fetch it again or drop it from the data set')
-    try:
-        image = Image.open(io.BytesIO(data))
-        image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f'{path}: cannot be decoded ({error}); fetch it again or drop it from the data set') from error
-    return image
+from ..image_file import BadImageError, decoding, read_image, to_rgb
 
 
 @TRANSFORMS.register_module()
 class LoadImage(BaseTransform):
-    """Load ``results['img_path']`` as RGB.
+    """Load ``results['img_path']`` as RGB; where ``img_location`` says so, from inside a larger file (`read_image`).
 
-    Adds ``img`` ``(H, W, 3)`` uint8 RGB and ``ori_shape`` ``(H, W)``.
+    Adds ``img`` ``(H, W, 3)`` uint8 RGB and ``ori_shape`` ``(H, W)``; and, for an image that was not 8-bit RGB or was
+    turned, ``converted``: the names of what was done to it.
 
     Args:
         exif: Turn the image as its EXIF orientation says. Published results were obtained without, with boxes
@@ -57,21 +33,21 @@ class LoadImage(BaseTransform):
 
         Raises:
             FileNotFoundError: There is no such file.
-            ValueError: It is empty, truncated, not an image, too small, or has more than 8 bits per channel.
+            BadImageError: It is empty, truncated, not an image, too small, too large, or of numbers without a known
+                range.
         """
         path = results['img_path']
-        image = read_image(path)
-        if image.mode.startswith(DEEP_MODES):
-            raise ValueError(f'{path}: has more than 8 bits per channel (mode {image.mode}); convert it')
+        image = read_image(path, results.get('img_location'))
         if min(image.size) < self.min_side:
-            raise ValueError(
-                f'{path}: is {image.width}x{image.height} px, at least {self.min_side} px a side '
-                'are needed; drop it from the data set'
-            )
-        if self.exif:
-            image = ImageOps.exif_transpose(image)
-        results['img'] = np.array(image.convert('RGB'))
+            message = f'is {image.width}x{image.height} px, at least {self.min_side} px a side are needed'
+            raise BadImageError(f'{path}: {message}; drop it from the data set', kind='too small', path=path)
+        with decoding(path):
+            turned = self.exif and image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+            image, mode = to_rgb(ImageOps.exif_transpose(image) if turned else image, path)
+        results['img'] = np.array(image)
         results['ori_shape'] = (image.height, image.width)
+        if mode or turned:
+            results['converted'] = tuple(filter(None, (mode, 'EXIF rotation' if turned else None)))
         return results
 
 

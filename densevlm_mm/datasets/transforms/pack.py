@@ -15,10 +15,11 @@ class PackRegions(BaseTransform):
 
     ``inputs`` is ``(3, H, W)`` uint8 RGB: normalisation belongs to the data preprocessor, on the device. The
     data sample holds ``gt_regions`` and ``caption``, where the pipeline made any, and the meta information
-    ``img_path``, ``img_id``, ``ori_shape``, ``img_shape`` and ``scale``.
+    ``img_path``, ``img_id``, ``ori_shape``, ``img_shape``, ``scale`` and, where images are bad, ``replaced`` and
+    ``converted``. ``crops`` become a field of ``gt_regions``.
     """
 
-    meta_keys = ('img_path', 'img_id', 'ori_shape', 'img_shape', 'scale')
+    meta_keys = ('img_path', 'img_id', 'ori_shape', 'img_shape', 'scale', 'replaced', 'converted')
 
     def transform(self, results: dict) -> dict:
         """Pack the item."""
@@ -27,5 +28,7 @@ class PackRegions(BaseTransform):
         for field in ('gt_regions', 'caption'):
             if field in results:
                 setattr(data_sample, field, results[field])
+        if 'crops' in results:
+            data_sample.gt_regions.crops = results['crops']
         inputs = torch.from_numpy(results['img']).permute(2, 0, 1).contiguous()
         return {'inputs': inputs, 'data_samples': data_sample}

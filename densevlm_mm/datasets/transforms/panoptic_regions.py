@@ -12,7 +12,11 @@ from torch import Tensor
 from densevlm_mm.registry import TRANSFORMS
 
 from ..grids import normalize_boxes
+from .crops import CropRegions
 from .image import read_image
+
+# How much context the published protocol gives the crop of a thing; one of stuff gets none.
+THING_CONTEXT = 1.5
 
 
 def downsample_mask(mask: Tensor, grid_size: int) -> Tensor:
@@ -70,27 +74,38 @@ class LoadPanopticRegions(BaseTransform):
 
     Args:
         patch_size: Pixels per token of the model that is evaluated.
+        crop_size: Also cut the regions out, for image-level classification: adds ``crops`` ``(N, 3, crop_size,
+            crop_size)`` uint8 RGB, see :class:`CropRegions`. The protocol takes the native input size of the model.
+            ``None`` saves the time.
         area_range: Smallest and largest box area in px of the original image.
         max_regions: Segments looked at per image, in the order of the file.
+
+    Raises:
+        ValueError: A size is not positive.
     """
 
     def __init__(
         self,
         *,
         patch_size: int = 16,
+        crop_size: int | None = None,
         area_range: tuple[float, float] = (8**2, 1024**2),
         max_regions: int = 100,
     ) -> None:
+        if patch_size < 1:
+            raise ValueError(f'patch_size must be positive, got {patch_size}')
         self.patch_size = patch_size
+        self.crop = None if crop_size is None else CropRegions(crop_size, enlarge=THING_CONTEXT)
         self.min_area, self.max_area = area_range
         self.max_regions = max_regions
 
     def transform(self, results: dict) -> dict:
-        """Load the regions; needs ``ori_shape``, ``img_shape`` and ``scale``.
+        """Load the regions; needs ``ori_shape``, ``img_shape`` and ``scale``, and for crops ``ori_img``.
 
         Raises:
             FileNotFoundError: The panoptic map is missing.
-            ValueError: It cannot be decoded, or disagrees with the image or with the annotation file.
+            ValueError: It cannot be decoded, or disagrees with the image or with the annotation file; or the image is
+                smaller than a patch.
         """
         segments = results['segments_info'][: self.max_regions]
         segment_map = self._load_map(results) if segments else None
@@ -109,10 +124,13 @@ class LoadPanopticRegions(BaseTransform):
                 masks.append(downsample_mask(torch.from_numpy(mask), self._grid_size(results)))
         results['ori_boxes'] = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
         results['gt_regions'] = self._regions(results, kept, masks)
-        return results
+        return results if self.crop is None else self.crop(results)
 
     def _grid_size(self, results: dict) -> int:
-        return results['img_shape'][0] // self.patch_size
+        size = results['img_shape'][0]
+        if size < self.patch_size:
+            raise ValueError(f'images of {size} px are smaller than a patch of {self.patch_size} px; enlarge them')
+        return size // self.patch_size
 
     def _regions(self, results: dict, segments: list[dict], masks: list[Tensor]) -> InstanceData:
         grid_size = self._grid_size(results)

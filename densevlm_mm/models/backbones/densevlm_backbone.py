@@ -19,25 +19,26 @@ class DenseVLMBackbone(BaseModule):
     """Multi-level features of a CLIP, CLIPSelf or DenseVLM vision tower.
 
     A ViT has one resolution; `strides` resizes its maps bilinearly to the pyramid that a convolutional
-    backbone has, so that stock necks and heads fit with only ``in_channels`` changed.
+    backbone has, so that stock necks and heads fit with only ``in_channels`` changed. The blocks of a ResNet or
+    ConvNeXt are its four stages, which have these strides by nature.
 
-    Images must be normalised with CLIP's mean and standard deviation (RGB 122.771, 116.746, 104.094 and
-    68.501, 66.632, 70.323 on the 0..255 scale).
+    Images must be normalised with the tower's mean and standard deviation: CLIP's (RGB 122.771, 116.746, 104.094
+    and 68.501, 66.632, 70.323 on the 0..255 scale) or SigLIP's (127.5 throughout), see ``docs/towers.md``.
 
     Args:
         arch: See `load_vlm`.
         checkpoint: See `load_vlm`. None leaves random weights, for when the checkpoint of a whole detector or
             segmentor follows.
-        out_indices: Blocks whose patch tokens become the levels, counted from 0. The last block's tokens
+        out_indices: Blocks whose maps become the levels, counted from 0. The last block's tokens
             follow `dense_mode`: with 'value' those of the value path, since fine-tuning leaves its attention
             behind.
         strides: Pixels per cell of each level; 'pyramid' doubles them from 4 on, as the stages of a ResNet do;
-            None keeps the token grid for all.
+            None keeps each map as it is.
         trainable: How many blocks train, counted back from the last one that the outputs use; the rest of the
             tower is frozen. None and 0 freeze it all.
         frozen_stages: MMDetection's way to say the same: freeze the stem and the first so many blocks; -1
             lets the stem train, too. The final norm and projection always stay frozen. Excludes `trainable`.
-        dense_mode: How the last block works.
+        dense_mode: How the last block works; see `load_vlm`.
         with_dense: Append the final dense map, in the image-text space and L2-normalised per cell.
         init_cfg: Must be None: weights come strictly from `checkpoint`.
         pretrained: Must be None. MMSegmentation hands its segmentors' ``pretrained`` down to the backbone.
@@ -55,7 +56,7 @@ class DenseVLMBackbone(BaseModule):
         strides: Sequence[int] | Literal['pyramid'] | None = 'pyramid',
         trainable: int | None = None,
         frozen_stages: int | None = None,
-        dense_mode: str = 'value',
+        dense_mode: str | None = None,
         with_dense: bool = False,
         init_cfg: None = None,
         pretrained: None = None,
@@ -76,7 +77,7 @@ class DenseVLMBackbone(BaseModule):
             _check_strides(strides, len(out_indices))
         vlm = load_vlm(arch, checkpoint, dense_mode=dense_mode)
         self.tower = vlm.visual
-        self.dense_mode = dense_mode
+        self.dense_mode = vlm.dense_mode
         self.out_indices = tuple(self.tower.block_index(i) for i in out_indices)
         self.strides = None if strides is None else tuple(strides)
         self.with_dense = with_dense
@@ -87,22 +88,23 @@ class DenseVLMBackbone(BaseModule):
     def out_channels(self) -> list[int]:
         """Channels of each output map."""
         dense = [self.tower.embed_dim] if self.with_dense else []
-        return [self.tower.width] * len(self.out_indices) + dense
+        return [self.tower.block_channels[i] for i in self.out_indices] + dense
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, ...]:
         """Feature maps of images ``(B, 3, H, W)``.
 
         Returns:
-            One ``(B, W, ceil(H / stride), ceil(W / stride))`` per level, or the token grid without strides;
+            One ``(B, W_i, ceil(H / stride), ceil(W / stride))`` per level, or the block's own grid without strides;
             then the dense map ``(B, C, h, w)`` if asked for.
         """
         output = self.tower.run(inputs, self.dense_mode, self.out_indices, self.depth)
         maps = output.maps
         if self.strides is not None:
-            patch, size = self.tower.patch_size, inputs.shape[-2:]
-            maps = [resize_to_stride(m, s, patch, size) for m, s in zip(maps, self.strides, strict=True)]
+            cells = [self.tower.block_strides[i] for i in self.out_indices]
+            levels = zip(maps, self.strides, cells, strict=True)
+            maps = [resize_to_stride(m, stride, cell, inputs.shape[-2:]) for m, stride, cell in levels]
         if self.with_dense:
-            maps = [*maps, F.normalize(self.tower.dense_map(output), dim=1)]
+            maps = [*maps, F.normalize(self.tower.dense_map(output.state, output.grid), dim=1)]
         return tuple(maps)
 
     def _freeze(self, trainable: int | None, frozen_stages: int | None) -> None:
@@ -125,8 +127,8 @@ def resize_to_stride(tokens: Tensor, stride: int, patch_size: Sequence[int], ima
     """Resample a token map bilinearly to cells of ``stride`` pixels, each aligned exactly with its pixels.
 
     Args:
-        tokens: ``(B, C, h, w)``, one token per patch; what lies beyond the last one takes its value.
-        stride: Pixels per cell.
+        tokens: ``(B, C, h, w)``, one token or cell per patch; what lies beyond the last one takes its value.
+        stride: Pixels per cell of the result.
         patch_size: ``(rows, columns)`` of one patch in pixels.
         image_size: ``(H, W)`` of the image, at least ``(h, w)`` patches.
 

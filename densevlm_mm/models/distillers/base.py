@@ -6,15 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from mmengine.device import get_device
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from densevlm_mm.models.region_classifier import RegionModel
 from densevlm_mm.vlm import VLM, load_vlm
 from densevlm_mm.vlm.region_pooling import pad_regions, pool_boxes
-from densevlm_mm.vlm.towers import VisionTower
 
 
 class RegionDistiller(RegionModel):
@@ -71,30 +68,6 @@ class RegionDistiller(RegionModel):
     def student_regions(self, inputs: Tensor, boxes: Tensor) -> Tensor:
         """Student box features ``(B, N, C)`` with gradient, of images (B, 3, H, W) and boxes (B, N, 4)."""
         return pool_boxes(self.student.encode_dense(inputs), boxes)
-
-
-class FrozenDenseTeacher(nn.Module):
-    """The image half of a VLM, for its dense features.
-
-    Args:
-        tower: Vision tower.
-        dense_mode: How its last block makes dense features.
-    """
-
-    def __init__(self, tower: VisionTower, dense_mode: str) -> None:
-        super().__init__()
-        self.tower = tower
-        self.dense_mode = dense_mode
-
-    @torch.no_grad()
-    def forward(self, inputs: Tensor, boxes: Tensor) -> Tensor:
-        """Box features ``(B, N, C)``, fp32, of images (B, 3, H, W) and boxes (B, N, 4) in 0..1."""
-        return pool_boxes(F.normalize(self.tower.encode_dense(inputs, self.dense_mode).float(), dim=1), boxes)
-
-
-def load_on_device(config: Mapping[str, Any]) -> VLM:
-    """`load_vlm` onto this process's device, where making class embeddings takes seconds instead of minutes."""
-    return load_vlm(**{'device': get_device(), **config})
 
 
 def batch_boxes(data_samples: list[BaseDataElement], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,8 @@ from densevlm_mm.registry import MODELS
 from densevlm_mm.vlm import VLM, Vocabulary, build_vocabulary, class_embeddings, load_class_embeddings
 from densevlm_mm.vlm.factory import resolve_dtype
 
-from .base import FrozenDenseTeacher, RegionDistiller, batch_boxes, load_on_device
+from .base import RegionDistiller, batch_boxes
+from .teachers import FrozenDenseTeacher, load_on_device, statistics
 
 
 @MODELS.register_module()
@@ -73,14 +74,14 @@ class DenseVLM(RegionDistiller):
         self.register_buffer('teacher_text', embed(teacher_vlm, 'teacher'), persistent=False)
         self.register_buffer('student_text', embed(self.student.to(teacher_vlm.device), 'student'), persistent=False)
         tower = teacher_vlm.visual.to(dtype=resolve_dtype(teacher.get('dtype')))
-        self.hold_teacher(FrozenDenseTeacher(tower, teacher_vlm.dense_mode))
+        self.hold_teacher(FrozenDenseTeacher(tower, teacher_vlm.dense_mode, statistics(self.student.visual)))
         self.alignment_loss = MODELS.build({'num_things': self.vocabulary.num_things, **loss})
 
     def loss(self, inputs: Tensor, data_samples: list[BaseDataElement]) -> dict[str, Tensor]:
         """Alignment loss of a batch.
 
         Args:
-            inputs: ``(B, 3, H, W)``, normalised; student and teacher see the same pixels.
+            inputs: ``(B, 3, H, W)``, normalised for the student; the teacher sees the same pixels, normalised its way.
             data_samples: ``gt_regions.boxes`` (N, 4), xyxy in 0..1.
 
         Returns:

@@ -6,10 +6,11 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from mmengine.dist import all_reduce
 from torch import Tensor, nn
 
 from densevlm_mm.registry import MODELS
+
+from .global_mean import mean_divisors
 
 
 @MODELS.register_module()
@@ -133,14 +134,9 @@ class DecoupledAlignmentLoss(nn.Module):
         return self.logit_scale * F.normalize(features.float(), dim=-1) @ texts.float().T
 
     def _row_counts(self, thing_rows: Tensor, stuff_rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Divisors of the two sums: rows per process, averaged over the processes, at least one row overall."""
-        counts = torch.stack([thing_rows.sum(), stuff_rows.sum()]).float()
-        if self.mean == 'joint':
-            counts = counts.sum().expand(2).clone()
-        total, processes = counts.clone(), torch.ones_like(counts[:1])
-        all_reduce(total)
-        all_reduce(processes)
-        thing, stuff = (total.clamp(min=1) / processes).unbind()
+        """Divisors of the two sums, see `mean_divisors`."""
+        counts = torch.stack([thing_rows.sum(), stuff_rows.sum()])
+        thing, stuff = mean_divisors(counts.sum().expand(2) if self.mean == 'joint' else counts).unbind()
         return thing, stuff
 
     def _check_shapes(self, student: Tensor, teacher: Tensor, student_text: Tensor, teacher_text: Tensor) -> None:

@@ -10,6 +10,10 @@ from torch import Tensor, nn
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+WITH_DENSE_PATH = (
+    'EVA02-CLIP-B-16, a ViT such as ViT-B-16, a SigLIP such as ViT-B-16-SigLIP2, a ResNet such as RN50 or a ConvNeXt '
+    'such as convnext_base_w'
+)
 
 
 @dataclass
@@ -17,12 +21,13 @@ class TowerOutput:
     """One pass through a tower.
 
     Attributes:
-        tokens: ``(B, 1 + h * w, width)`` after the last block, class token first.
-        maps: ``(B, width, h, w)`` for each block asked for, in the order of the request.
-        grid: Token ``(h, w)``.
+        state: What left the last block that ran: tokens ``(B, prefix + h * w, width)`` of a transformer, class token
+            first, or the map of a convolutional network.
+        maps: ``(B, W_i, h_i, w_i)`` for each block asked for, in the order of the request.
+        grid: ``(h, w)`` of the dense map.
     """
 
-    tokens: Tensor
+    state: Tensor
     maps: list[Tensor]
     grid: tuple[int, int]
 
@@ -30,56 +35,73 @@ class TowerOutput:
 class VisionTower(nn.Module):
     """Base of the vision towers: a stem, a list of blocks, a head.
 
-    A family implements the five steps `stem`, `run_block`, `run_last_block`, `project` and `pool`, and says which
-    parameters they use; everything else follows.
+    The blocks of a transformer are its layers, those of a convolutional network its stages. A family implements the
+    steps from `stem` to `dense_map`; everything else follows.
 
     Attributes:
         embed_dim: Channels of the shared image-text space.
-        width: Channels of the residual stream.
         image_size: Native input ``(H, W)``.
-        patch_size: ``(rows, columns)`` of one patch in pixels.
-        dense_modes: Names of the dense modes that this family defines.
+        patch_size: ``(rows, columns)`` of pixels per cell of the dense map.
+        block_channels: Channels of each block's map.
+        block_strides: Pixels ``(rows, columns)`` per cell of each block's map.
+        dense_modes: Names of the dense modes that this tower defines.
+        mean: Mean of RGB in 0..1 that its images are normalised with.
+        std: Standard deviation likewise.
     """
 
     embed_dim: int
-    width: int
     image_size: tuple[int, int]
     patch_size: tuple[int, int]
-    dense_modes: tuple[str, ...] = ('value', 'vanilla')
+    block_channels: Sequence[int]
+    block_strides: Sequence[tuple[int, int]]
+    dense_modes: tuple[str, ...] = ('value',)
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
-        """The transformer blocks, first to last."""
+        """Transformer layers or stages, first to last."""
         raise NotImplementedError
 
     def stem(self, images: Tensor) -> Tensor:
-        """Tokens ``(B, 1 + h * w, width)`` of images ``(B, 3, H, W)``, positions added."""
+        """State before the first block of images ``(B, 3, H, W)``."""
         raise NotImplementedError
 
-    def run_block(self, index: int, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Tokens after block ``index`` with its ordinary attention."""
+    def run_block(self, index: int, state: Tensor, grid: tuple[int, int]) -> Tensor:
+        """State after block ``index``, as it was trained."""
         raise NotImplementedError
 
-    def run_last_block(self, tokens: Tensor, grid: tuple[int, int], mode: str) -> Tensor:
-        """Tokens after the last block in a dense mode other than 'vanilla'."""
+    def run_last_block(self, state: Tensor, grid: tuple[int, int], mode: str) -> Tensor:
+        """State after the last block in a dense mode for which `runs_as_trained` is false."""
         raise NotImplementedError
 
-    def project(self, tokens: Tensor) -> Tensor:
-        """Final norm and projection of every token: ``(B, L, width) -> (B, L, embed_dim)``."""
+    def runs_as_trained(self, mode: str | None) -> bool:
+        """Whether the last block works in ``mode`` as it was trained; None stands for just that."""
+        return mode is None
+
+    def as_map(self, state: Tensor, grid: tuple[int, int]) -> Tensor:
+        """State after a block as its map ``(B, W_i, h_i, w_i)``."""
         raise NotImplementedError
 
-    def pool(self, tokens: Tensor) -> Tensor:
-        """Image embedding ``(B, embed_dim)`` of the last block's tokens."""
+    def pool(self, state: Tensor) -> Tensor:
+        """Image embedding ``(B, embed_dim)`` of the state after the last block."""
         raise NotImplementedError
 
-    def unused_parameters(self, mode: str) -> Iterator[nn.Parameter]:
-        """Parameters of the blocks that a dense mode never touches; DDP waits in vain for their gradients."""
+    def dense_map(self, state: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Dense embeddings ``(B, embed_dim, h, w)`` of the state after the last block: the head at every cell."""
+        raise NotImplementedError
+
+    def unused_parameters(self, mode: str, letters: str = '') -> Iterator[nn.Parameter]:
+        """Parameters of the blocks that a dense mode never touches; DDP waits in vain for their gradients.
+
+        Args:
+            mode: Dense mode.
+            letters: Projections that `encode_dense_and_context` is asked for beside it.
+        """
         return iter(())
 
     def stem_parameters(self) -> Iterator[nn.Parameter]:
-        """Parameters of `stem`."""
+        """Parameters of `stem` that may train."""
         raise NotImplementedError
 
     @staticmethod
@@ -88,7 +110,7 @@ class VisionTower(nn.Module):
         return key
 
     def grid_of(self, images: Tensor) -> tuple[int, int]:
-        """Token grid ``(h, w)`` of images ``(B, 3, H, W)``; what does not fill a patch is dropped at the far edges.
+        """Dense grid ``(h, w)`` of images ``(B, 3, H, W)``; what does not fill a patch is dropped at the far edges.
 
         Raises:
             ValueError: If the images are not of that shape, or smaller than one patch.
@@ -101,20 +123,20 @@ class VisionTower(nn.Module):
         return grid
 
     def check_mode(self, mode: str) -> str:
-        """Return ``mode`` or raise a ValueError that names the modes of this family."""
+        """Return ``mode`` or raise a ValueError that names the modes of this tower."""
         if mode not in self.dense_modes:
             raise ValueError(f'{type(self).__name__} has no dense mode {mode!r}; it defines {self.dense_modes}')
         return mode
 
     def run(
-        self, images: Tensor, mode: str = 'vanilla', indices: Sequence[int] = (), depth: int | None = None
+        self, images: Tensor, mode: str | None = None, indices: Sequence[int] = (), depth: int | None = None
     ) -> TowerOutput:
         """Pass images through the blocks.
 
         Args:
             images: ``(B, 3, H, W)``, normalised.
-            mode: Dense mode of the last block.
-            indices: Blocks, counted from 0, whose patch tokens are wanted as maps. Negative ones count from the end.
+            mode: Dense mode of the last block; None runs it as it was trained.
+            indices: Blocks, counted from 0, whose maps are wanted. Negative ones count from the end.
             depth: Stop after so many blocks; None runs all.
 
         Raises:
@@ -123,53 +145,82 @@ class VisionTower(nn.Module):
         last = len(self.blocks) - 1
         wanted = [self.block_index(i) for i in indices]
         grid = self.grid_of(images)
-        self.check_mode(mode)
-        tokens, maps = self.stem(images.to(self.dtype)), {}
+        if mode is not None:
+            self.check_mode(mode)
+        state, maps = self.stem(images.to(self.dtype)), {}
         for index in range(last + 1 if depth is None else depth):
-            tokens = self._run(index, tokens, grid, mode if index == last else 'vanilla')
+            state = self._run(index, state, grid, mode if index == last else None)
             if index in wanted:
-                maps[index] = to_map(tokens[:, 1:], grid)
-        return TowerOutput(tokens=tokens, maps=[maps[i] for i in wanted], grid=grid)
+                maps[index] = self.as_map(state, grid)
+        return TowerOutput(state=state, maps=[maps[i] for i in wanted], grid=grid)
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Image embeddings ``(B, embed_dim)`` of images (B, 3, H, W), not normalised."""
-        return self.pool(self.run(images).tokens)
+        return self.pool(self.run(images).state)
 
     def encode_dense(self, images: Tensor, mode: str = 'value') -> Tensor:
         """Dense embeddings ``(B, embed_dim, h, w)`` of images (B, 3, H, W), not normalised."""
-        return self.dense_map(self.run(images, mode))
+        output = self.run(images, mode)
+        return self.dense_map(output.state, output.grid)
 
     def encode_image_and_dense(self, images: Tensor, mode: str = 'value') -> tuple[Tensor, Tensor]:
-        """`encode_image` and `encode_dense` from one pass: only the last block runs twice."""
+        """`encode_image` and `encode_dense` from one pass: at most the last block runs twice."""
         last = len(self.blocks) - 1
-        early = self.run(images, mode, depth=last)
-        image, dense = (self._run(last, early.tokens, early.grid, m) for m in ('vanilla', mode))
-        return self.pool(image), self.dense_map(TowerOutput(dense, [], early.grid))
+        early = self.run(images, self.check_mode(mode), depth=last)
+        image = self._run(last, early.state, early.grid, None)
+        dense = image if self.runs_as_trained(mode) else self._run(last, early.state, early.grid, mode)
+        return self.pool(image), self.dense_map(dense, early.grid)
 
-    def dense_map(self, output: TowerOutput) -> Tensor:
-        """Projected patch tokens of a pass as a map ``(B, embed_dim, h, w)``."""
-        return to_map(self.project(output.tokens[:, 1:]), output.grid)
+    def encode_dense_and_context(
+        self, images: Tensor, mode: str = 'value', letters: str = 'q'
+    ) -> tuple[Tensor, Tensor]:
+        """Dense embeddings and what the last block would attend with, from one pass.
+
+        Args:
+            images: ``(B, 3, H, W)``, normalised.
+            mode: Dense mode.
+            letters: Projections of the last block's input: 'q', 'k', 'v' or several of them.
+
+        Returns:
+            `encode_dense`, and the projections ``(B, len(letters) * W, h, w)`` of the patches side by side, without
+            rotary positions.
+
+        Raises:
+            ValueError: If the tower has no such projections.
+        """
+        self.check_letters(letters)
+        raise NotImplementedError
+
+    def check_letters(self, letters: str) -> str:
+        """Return ``letters`` or raise a ValueError if the last block has no such projections."""
+        raise ValueError(f'{type(self).__name__} has no queries, keys and values; take a ViT for context features')
 
     @property
     def dtype(self) -> torch.dtype:
         """Dtype of the weights."""
         return next(self.parameters()).dtype
 
-    def set_trainable(self, blocks: int, mode: str = 'value') -> None:
+    def set_trainable(self, blocks: int, mode: str = 'value', letters: str = '') -> None:
         """Freeze the tower but its last ``blocks`` blocks.
 
-        Stem, positions, final norm and projection always stay frozen, and so do parameters that ``mode`` leaves
-        unused (queries and keys of the last block in 'value'). ``blocks=0`` freezes everything.
+        Stem, positions, final norm, pooling and projection always stay frozen, and so do parameters that ``mode``
+        leaves unused (queries and keys of the last block in 'value'). ``blocks=0`` freezes everything.
+
+        Args:
+            blocks: How many blocks train, counted from the last.
+            mode: Dense mode that trains.
+            letters: Projections of the last block that train beside it, see `encode_dense_and_context`.
 
         Raises:
-            ValueError: If the tower has fewer blocks.
+            ValueError: If the tower has fewer blocks, no such mode or no such projections.
         """
         if not 0 <= blocks <= len(self.blocks):
             raise ValueError(f'trainable blocks must be in 0..{len(self.blocks)}, got {blocks}')
         self.requires_grad_(False)
         for block in self.blocks[len(self.blocks) - blocks :]:
             block.requires_grad_(True)
-        for parameter in self.unused_parameters(self.check_mode(mode)):
+        letters = letters and self.check_letters(letters)
+        for parameter in self.unused_parameters(self.check_mode(mode), letters):
             parameter.requires_grad_(False)
         self.train(self.training)
 
@@ -188,10 +239,10 @@ class VisionTower(nn.Module):
                 nn.Module.train(module, False)  # the tower itself may be one of them
         return self
 
-    def _run(self, index: int, tokens: Tensor, grid: tuple[int, int], mode: str) -> Tensor:
-        if mode == 'vanilla':
-            return self.run_block(index, tokens, grid)
-        return self.run_last_block(tokens, grid, mode)
+    def _run(self, index: int, state: Tensor, grid: tuple[int, int], mode: str | None) -> Tensor:
+        if self.runs_as_trained(mode):
+            return self.run_block(index, state, grid)
+        return self.run_last_block(state, grid, mode)
 
     def block_index(self, index: int) -> int:
         """Index counted from 0; negative ones count from the end.
@@ -215,3 +266,8 @@ def check_known_keys(config: Mapping, known: set[str], where: str) -> None:
     unknown = sorted(set(config) - known)
     if unknown:
         raise ValueError(f'unknown key(s) {unknown} in {where}; known: {sorted(known)}')
+
+
+def no_dense_path(model: str, reason: str) -> ValueError:
+    """The error for a model without a dense path: one sentence with the reason and models that have one."""
+    return ValueError(f'no dense path is defined for {model}, {reason}; use {WITH_DENSE_PATH}')

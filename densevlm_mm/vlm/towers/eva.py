@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from timm.layers import to_2tuple
-from timm.models.eva import Eva, EvaAttention
+from timm.models.eva import Eva
 from torch import Tensor, nn
 
 from ..positions import resize_position_embedding, rotary_table
-from .base import VisionTower, check_known_keys
+from .base import check_known_keys
 from .self_correlation import SELF_CORRELATIONS, self_correlation
+from .transformer import TransformerTower
 
 # Switches of EVA-CLIP's model configs that EVA-02-CLIP has on, and what leaving one out means.
 _SWITCHES = {'rope': False, 'naiveswiglu': False, 'subln': False, 'intp_freq': True}
@@ -22,7 +23,7 @@ _KNOWN = {
 }  # fmt: skip
 
 # EVA-CLIP's name of a parameter inside a block -> timm's
-_RENAMED = {
+RENAMED = {
     'attn.q_bias': 'attn.q_proj.bias',
     'attn.v_bias': 'attn.v_proj.bias',
     'attn.inner_attn_ln': 'attn.norm',
@@ -33,7 +34,7 @@ _RENAMED = {
 }
 
 
-class EvaTower(VisionTower):
+class EvaTower(TransformerTower):
     """EVA-02-CLIP ViT (Sun et al., EVA-CLIP, arXiv:2303.15389).
 
     Dense modes: 'vanilla' is the ordinary last block; 'value' drops its attention and keeps residual and MLP (MaskCLIP,
@@ -99,16 +100,21 @@ class EvaTower(VisionTower):
     def run_last_block(self, tokens: Tensor, grid: tuple[int, int], mode: str) -> Tensor:
         block = self.blocks[-1]
         if mode in SELF_CORRELATIONS:
-            return self._correlate(block.attn, block.norm1(tokens), SELF_CORRELATIONS[mode])
-        value = block.attn.v_proj(block.norm1(tokens))
+            return self._correlate(tokens, SELF_CORRELATIONS[mode])
+        value = self.projections(tokens, 'v')['v']
         tokens = tokens + block.drop_path1(block.attn.proj(block.attn.norm(value)))
         return tokens + block.drop_path2(block.mlp(block.norm2(tokens)))
 
-    @staticmethod
-    def _correlate(attention: EvaAttention, tokens: Tensor, maps: Sequence[str]) -> Tensor:
+    def projections(self, tokens: Tensor, letters: str) -> dict[str, Tensor]:
+        block = self.blocks[-1]
+        tokens = block.norm1(tokens)
+        return {letter: getattr(block.attn, f'{letter}_proj')(tokens) for letter in letters}
+
+    def _correlate(self, tokens: Tensor, maps: Sequence[str]) -> Tensor:
+        attention = self.blocks[-1].attn
         heads = {
-            name: getattr(attention, f'{name}_proj')(tokens).unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
-            for name in {*''.join(maps), 'v'}
+            letter: features.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
+            for letter, features in self.projections(tokens, ''.join({*''.join(maps), 'v'})).items()
         }
         mixed = self_correlation(heads, maps, scale=1.0)
         return attention.proj(attention.norm(mixed.transpose(1, 2).flatten(2)))
@@ -119,12 +125,12 @@ class EvaTower(VisionTower):
     def pool(self, tokens: Tensor) -> Tensor:
         return self.project(tokens[:, 0])
 
-    def unused_parameters(self, mode: str) -> Iterator[nn.Parameter]:
+    def unused_parameters(self, mode: str, letters: str = '') -> Iterator[nn.Parameter]:
         if mode == 'vanilla':
             return
         block, correlated = self.blocks[-1], ''.join(SELF_CORRELATIONS.get(mode, ()))
         for name in 'qk':
-            if name not in correlated:
+            if name not in correlated + letters:
                 yield from getattr(block.attn, f'{name}_proj').parameters()
         if correlated:
             yield from block.norm2.parameters()
@@ -144,5 +150,5 @@ class EvaTower(VisionTower):
         block = re.fullmatch(r'(blocks\.\d+\.)(.+?)(\.weight|\.bias)?', key)
         if block:
             prefix, name, leaf = block.groups()
-            key = prefix + _RENAMED.get(name, name) + (leaf or '')
+            key = prefix + RENAMED.get(name, name) + (leaf or '')
         return 'trunk.' + key

@@ -1,4 +1,4 @@
-"""OpenAI-style vision transformers on open_clip's VisionTransformer, QuickGELU or GELU."""
+"""OpenAI-style vision transformers on open_clip's VisionTransformer, in all its variants but CoCa's."""
 
 from __future__ import annotations
 
@@ -9,27 +9,37 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from open_clip import CLIPVisionCfg
-from open_clip.transformer import LayerNorm, QuickGELU, ResidualAttentionBlock, VisionTransformer
+from open_clip.transformer import (
+    CustomResidualAttentionBlock,
+    LayerNorm,
+    QuickGELU,
+    ResidualAttentionBlock,
+    VisionTransformer,
+)
 from torch import Tensor, nn
 
 from ..positions import resize_position_embedding
-from .base import VisionTower, check_known_keys
+from .base import check_known_keys, no_dense_path
 from .self_correlation import self_correlation
+from .transformer import TransformerTower
 
-_KNOWN = {f.name for f in fields(CLIPVisionCfg)}
-# Parts of open_clip's schema that change how tokens are made or pooled and have no dense path here.
-_UNSUPPORTED = (
-    'attentional_pool', 'no_ln_pre', 'final_ln_after_pool', 'block_type', 'qk_norm', 'scaled_cosine_attn',
-    'scale_heads', 'scale_attn_inner', 'scale_attn', 'scale_fc', 'timm_model_name', 'patch_dropout',
-)  # fmt: skip
+KNOWN_KEYS = {f.name for f in fields(CLIPVisionCfg)}
+# Parts of open_clip's schema without a dense path, and why.
+_UNSUPPORTED = {
+    'attentional_pool': 'whose queries mix all patches before the projection (CoCa)',
+    'patch_dropout': 'which drops patches that the map needs',
+    'scaled_cosine_attn': "which open_clip's own forward pass does not run",
+}
+_SELF_CORRELATIONS = {'clearclip': ('q',), 'sclip': ('q', 'k')}
 
 
-class OpenAITower(VisionTower):
-    """CLIP's ViT (Radford et al., arXiv:2103.00020) with a class token and a final projection matrix.
+class OpenAITower(TransformerTower):
+    """CLIP's ViT (Radford et al., arXiv:2103.00020): class token or average pooling, then a projection matrix.
 
     Dense modes: 'vanilla' is the ordinary last block; 'value' drops its attention and keeps residual and MLP
     (DenseVLM); 'clearclip' correlates queries with themselves and has neither (ClearCLIP, ECCV 2024); 'sclip' adds the
-    correlations of queries and of keys and has both (SCLIP, ECCV 2024).
+    correlations of queries and of keys and has both (SCLIP, ECCV 2024). Final norm and projection then see each patch
+    alone, whatever the image embedding pools.
 
     Args:
         embed_dim: Channels of the image-text space.
@@ -40,19 +50,20 @@ class OpenAITower(VisionTower):
         ValueError: For a key that is not in that schema, or a variant without this dense path.
     """
 
-    dense_modes = ('value', 'vanilla', 'clearclip', 'sclip')
+    dense_modes = ('value', 'vanilla', *_SELF_CORRELATIONS)
 
     def __init__(self, embed_dim: int, vision_cfg: Mapping, *, quick_gelu: bool) -> None:
         super().__init__()
-        check_known_keys(vision_cfg, _KNOWN, 'vision_cfg of an OpenAI-style tower')
+        check_known_keys(vision_cfg, KNOWN_KEYS, 'vision_cfg of an OpenAI-style tower')
         cfg = CLIPVisionCfg(**vision_cfg)
-        used = [key for key in _UNSUPPORTED if getattr(cfg, key)]
-        if used or cfg.pool_type != 'tok' or cfg.pos_embed_type != 'learnable':
-            used = used or [f'pool_type={cfg.pool_type}', f'pos_embed_type={cfg.pos_embed_type}']
-            raise ValueError(f'no dense path is defined for ViTs with {used}; use a CLIP ViT with a class token')
-        act = partial(QuickGELU if quick_gelu else nn.GELU, **(cfg.act_kwargs or {}))
+        for key, reason in _UNSUPPORTED.items():
+            if getattr(cfg, key):
+                raise no_dense_path(f'ViTs with {key}', reason)
+        if cfg.pool_type not in ('tok', 'avg'):
+            raise no_dense_path(f'ViTs with pool_type={cfg.pool_type!r}', 'which give no image embedding')
         self.embed_dim = embed_dim
         self.width = cfg.width
+        self.learnt_positions = cfg.pos_embed_type == 'learnable'
         self.trunk = VisionTransformer(
             image_size=cfg.image_size,
             patch_size=cfg.patch_size,
@@ -62,13 +73,23 @@ class OpenAITower(VisionTower):
             mlp_ratio=cfg.mlp_ratio,
             ls_init_value=cfg.ls_init_value,
             output_dim=embed_dim,
-            act_layer=act,
+            no_ln_pre=cfg.no_ln_pre,
+            pos_embed_type=cfg.pos_embed_type,
+            pool_type=cfg.pool_type,
+            final_ln_after_pool=cfg.final_ln_after_pool,
+            act_layer=partial(QuickGELU if quick_gelu else nn.GELU, **(cfg.act_kwargs or {})),
             norm_layer=partial(LayerNorm, **(cfg.norm_kwargs or {})),
+            block_type=cfg.block_type,
+            qk_norm=cfg.qk_norm,
+            scale_heads=cfg.scale_heads,
+            scale_attn_inner=cfg.scale_attn_inner,
+            scale_attn=cfg.scale_attn,
+            scale_fc=cfg.scale_fc,
         )
         self.image_size, self.patch_size = tuple(self.trunk.image_size), tuple(self.trunk.patch_size)
 
     @property
-    def blocks(self) -> Sequence[ResidualAttentionBlock]:
+    def blocks(self) -> Sequence[ResidualAttentionBlock | CustomResidualAttentionBlock]:
         return self.trunk.transformer.resblocks
 
     def stem(self, images: Tensor) -> Tensor:
@@ -79,48 +100,87 @@ class OpenAITower(VisionTower):
         positions = resize_position_embedding(table, tuple(patches.shape[-2:]), self.trunk.grid_size)
         return self.trunk.ln_pre(tokens + positions)
 
-    def run_block(self, index: int, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        return self.blocks[index](tokens)
+    def run_block(self, index: int, state: Tensor, grid: tuple[int, int]) -> Tensor:
+        return self.blocks[index](state)
 
-    def run_last_block(self, tokens: Tensor, grid: tuple[int, int], mode: str) -> Tensor:
+    def run_last_block(self, state: Tensor, grid: tuple[int, int], mode: str) -> Tensor:
         block = self.blocks[-1]
-        mixed = block.ls_1(block.attn.out_proj(self._mix(block.attn, block.ln_1(tokens), mode)))
+        if mode == 'value':
+            mixed = self.projections(state, 'v')['v']
+        else:
+            mixed = self._correlate(state, _SELF_CORRELATIONS[mode])
+        mixed = block.ls_1(self._attention_output(block, mixed))
         if mode == 'clearclip':
             return mixed
-        tokens = tokens + mixed
+        tokens = state + mixed
         return tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
 
-    def _mix(self, attention: nn.MultiheadAttention, tokens: Tensor, mode: str) -> Tensor:
+    def projections(self, tokens: Tensor, letters: str) -> dict[str, Tensor]:
+        block = self.blocks[-1]
+        attention, tokens = block.attn, block.ln_1(tokens)
         # the fused projection holds queries, keys and values, in this order
         weights = dict(zip('qkv', attention.in_proj_weight.split(self.width), strict=True))
         biases = dict(zip('qkv', attention.in_proj_bias.split(self.width), strict=True))
-        if mode == 'value':
-            return F.linear(tokens, weights['v'], biases['v'])
-        maps = ('q',) if mode == 'clearclip' else ('q', 'k')
+        features = {letter: F.linear(tokens, weights[letter], biases[letter]) for letter in letters}
+        for letter in set(letters) & set(self._head_norms()):
+            heads = features[letter].unflatten(-1, (attention.num_heads, -1))
+            features[letter] = self._head_norms()[letter](heads).flatten(-2)
+        return features
+
+    def _head_norms(self) -> dict[str, nn.Module]:
+        """Norms of the last block's queries and keys within each head, if it has them."""
+        attention = self.blocks[-1].attn
+        return {letter: getattr(attention, f'ln_{letter}') for letter in 'qk' if hasattr(attention, f'ln_{letter}')}
+
+    def _correlate(self, tokens: Tensor, maps: Sequence[str]) -> Tensor:
+        attention = self.blocks[-1].attn
         heads = {
-            name: F.linear(tokens, weights[name], biases[name]).unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
-            for name in {*maps, 'v'}
+            letter: features.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
+            for letter, features in self.projections(tokens, ''.join((*maps, 'v'))).items()
         }
         mixed = self_correlation(heads, maps, scale=attention.head_dim**-0.5)
         return mixed.transpose(1, 2).flatten(2)
 
+    @staticmethod
+    def _attention_output(block: nn.Module, mixed: Tensor) -> Tensor:
+        """What the attention makes of mixed values ``(B, L, width)``."""
+        attention = block.attn
+        if not isinstance(block, CustomResidualAttentionBlock):
+            return attention.out_proj(mixed)
+        if attention.head_scale is not None:
+            heads = mixed.unflatten(-1, (attention.num_heads, -1))
+            mixed = (heads * attention.head_scale.squeeze(-1)).flatten(-2)
+        return block.ln_attn(attention.out_proj(attention.ln_inner(mixed)))
+
     def project(self, tokens: Tensor) -> Tensor:
         return self.trunk.ln_post(tokens) @ self.trunk.proj
 
-    def pool(self, tokens: Tensor) -> Tensor:
-        return self.project(tokens[:, 0])
+    def pool(self, state: Tensor) -> Tensor:
+        if self.trunk.pool_type == 'tok':
+            return self.project(state[:, 0])
+        patches = state[:, 1:]
+        if self.trunk.final_ln_after_pool:
+            return self.project(patches.mean(1))
+        return self.trunk.ln_post(patches).mean(1) @ self.trunk.proj
 
-    def unused_parameters(self, mode: str) -> Iterator[nn.Parameter]:
+    def unused_parameters(self, mode: str, letters: str = '') -> Iterator[nn.Parameter]:
+        if mode == 'vanilla':
+            return
+        block, used = self.blocks[-1], ''.join(_SELF_CORRELATIONS.get(mode, ())) + letters
+        for letter, norm in self._head_norms().items():
+            if letter not in used:
+                yield from norm.parameters()
         if mode == 'clearclip':
-            yield from self.blocks[-1].ln_2.parameters()
-            yield from self.blocks[-1].mlp.parameters()
-            yield from self.blocks[-1].ls_2.parameters()
+            yield from block.ln_2.parameters()
+            yield from block.mlp.parameters()
+            yield from block.ls_2.parameters()
 
     def stem_parameters(self) -> Iterator[nn.Parameter]:
         yield from self.trunk.conv1.parameters()
         yield from self.trunk.ln_pre.parameters()
         yield self.trunk.class_embedding
-        yield self.trunk.positional_embedding
+        if self.learnt_positions:
+            yield self.trunk.positional_embedding
 
     @staticmethod
     def rename_key(key: str) -> str | None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mmengine.model import ImgDataPreprocessor
 from PIL import Image
 
-from densevlm_mm.datasets import LoadImage, PackRegions, ResizeLongestPad
+from densevlm_mm.datasets import BadImageError, LoadImage, PackRegions, ResizeLongestPad
 
 MEAN = np.array((0.48145466, 0.4578275, 0.40821073), np.float32)
 STD = np.array((0.26862954, 0.26130258, 0.27577711), np.float32)
@@ -85,15 +85,23 @@ def test_missing_file_is_named(tmp_path):
 
 def test_image_that_is_too_small_is_an_error(tmp_path):
     path = save(tmp_path / 'small.png', Image.new('RGB', (9, 40)))
-    with pytest.raises(ValueError, match='small.png: is 9x40 px, at least 10 px'):
+    with pytest.raises(BadImageError, match='small.png: is 9x40 px, at least 10 px') as error:
         LoadImage()({'img_path': path})
+    assert (error.value.kind, error.value.path) == ('too small', path)
     assert LoadImage(min_side=9)({'img_path': path})['ori_shape'] == (40, 9)
 
 
-def test_deep_image_is_an_error(tmp_path):
-    path = save(tmp_path / 'deep.png', np.full((20, 20), 40000, np.uint16))
-    with pytest.raises(ValueError, match='deep.png: has more than 8 bits'):
-        LoadImage()({'img_path': path})
+def test_what_was_converted_is_noted(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    plain = save(tmp_path / 'plain.png', Image.new('RGB', (20, 12)))
+    grey = save(tmp_path / 'grey.jpg', Image.new('L', (20, 12)), exif=exif)
+    deep = save(tmp_path / 'deep.png', np.full((20, 20), 40000, np.uint16))
+    assert 'converted' not in LoadImage(exif=True)({'img_path': plain})
+    assert LoadImage()({'img_path': grey})['converted'] == ('greyscale',)
+    assert LoadImage(exif=True)({'img_path': grey})['converted'] == ('greyscale', 'EXIF rotation')
+    results = LoadImage()({'img_path': deep})
+    assert results['converted'] == ('16-bit',) and (results['img'] == 156).all()
 
 
 @given(st.integers(1, 90), st.integers(1, 90), st.sampled_from([16, 33, 64]))

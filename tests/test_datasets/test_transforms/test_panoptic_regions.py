@@ -102,6 +102,37 @@ def test_packed_item(panoptic_folder):
     assert len(sample.gt_regions) == 2
 
 
+def test_crops_are_those_of_pillow(panoptic_folder):
+    """The thing (2, 4, 12, 16) grows by a half around (7, 10) and is clipped; the stuff (20, 0, 39, 29) stays."""
+    results = load(panoptic_folder, crop_size=24)
+    image = Image.open(panoptic_folder / 'images' / 'a.jpg')
+    expected = []
+    for box in ((0, 1, 14, 19), (20, 0, 39, 29)):  # -0.5 and 14.5 are clipped and rounded to even
+        crop = image.crop(box)
+        scale = 24 / max(crop.size)
+        crop = crop.resize([round(side * scale) for side in crop.size], Image.Resampling.BICUBIC)
+        square = Image.new('RGB', (24, 24))
+        square.paste(crop, ((24 - crop.width) // 2, (24 - crop.height) // 2))
+        expected.append(np.asarray(square))
+    np.testing.assert_array_equal(results['crops'].permute(0, 2, 3, 1), np.stack(expected))
+    assert load(panoptic_folder, index=1, crop_size=24)['crops'].shape == (0, 3, 24, 24)
+    assert 'crops' not in load(panoptic_folder)
+
+
+def test_crops_are_packed_with_the_regions(panoptic_folder):
+    pack = [{'type': 'densevlm_mm.PackRegions'}]
+    assert load(panoptic_folder, crop_size=24, pipeline=pack)['data_samples'].gt_regions.crops.shape == (2, 3, 24, 24)
+
+
+def test_sizes_are_checked(panoptic_folder):
+    with pytest.raises(ValueError, match='images of 64 px are smaller than a patch of 65 px'):
+        load(panoptic_folder, patch_size=65)
+    with pytest.raises(ValueError, match='patch_size must be positive'):
+        LoadPanopticRegions(patch_size=0)
+    with pytest.raises(ValueError, match='size and enlarge must be positive'):
+        LoadPanopticRegions(crop_size=0)
+
+
 def test_map_without_a_segment_is_an_error(panoptic_folder, rewrite):
     rewrite(lambda content: content['annotations'][0]['segments_info'][1].update(id=1234))
     with pytest.raises(ValueError, match='a.png: has no pixel of segment 1234'):

@@ -128,7 +128,7 @@ def test_stopping_early_gives_the_same_maps(tower):
     whole, part = tower.run(images, indices=[0, 1]), tower.run(images, indices=[0, 1], depth=2)
     for ours, expected in zip(part.maps, whole.maps, strict=True):
         assert torch.equal(ours, expected)
-    assert torch.equal(part.tokens[:, 1:].transpose(1, 2).flatten(2), part.maps[1].flatten(2))
+    assert torch.equal(part.state[:, 1:].transpose(1, 2).flatten(2), part.maps[1].flatten(2))
 
 
 def test_normalisation_of_the_images_that_clip_was_trained_with(tower):

@@ -41,7 +41,7 @@ def test_openai_modes_are_their_definitions(tiny_vlm, mode: str) -> None:
     tower, block = vlm.visual, vlm.visual.blocks[-1]
     images = torch.randn(2, 3, 48, 32)
     with torch.no_grad():
-        tokens = tower.run(images, depth=len(tower.blocks) - 1).tokens
+        tokens = tower.run(images, depth=len(tower.blocks) - 1).state
         attention = block.attn
         projected = F.linear(block.ln_1(tokens), attention.in_proj_weight, attention.in_proj_bias)
         q, k, v = (x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for x in projected.chunk(3, -1))

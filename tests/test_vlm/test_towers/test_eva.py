@@ -130,3 +130,41 @@ def test_stochastic_depth_also_skips_the_value_path(data):
     assert torch.equal(tower.run_last_block(tokens, (4, 4), 'value'), tokens)
     tower.eval()
     assert not torch.equal(tower.run_last_block(tokens, (4, 4), 'value'), tokens)
+
+
+# --- context features -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('letters', ['q', 'qk', 'vkq'])
+def test_context_features_are_the_last_block_s_projections(tower, data, letters):
+    images = data['i:x60']
+    seen = {}
+    hooks = [
+        getattr(tower.blocks[-1].attn, f'{letter}_proj').register_forward_hook(
+            lambda module, args, output, letter=letter: seen.setdefault(letter, output)
+        )
+        for letter in letters
+    ]
+    dense, context = tower.encode_dense_and_context(images, 'value', letters)
+    for hook in hooks:
+        hook.remove()
+    expected = torch.cat([seen[letter][:, 1:] for letter in letters], -1)
+    assert torch.equal(context, expected.transpose(1, 2).unflatten(2, (7, 7)))
+    assert torch.equal(dense, tower.encode_dense(images))
+
+
+@pytest.mark.parametrize(('letters', 'frozen'), [('', 'qk'), ('q', 'k'), ('kq', '')])
+@pytest.mark.parametrize('mode', ['value', 'vv'])
+def test_what_the_context_needs_trains_too(letters, frozen, mode):
+    tower = EvaTower(24, CONFIG)
+    tower.set_trainable(1, mode, letters)
+    attention = tower.blocks[-1].attn
+    assert ''.join(name for name in 'qk' if not getattr(attention, f'{name}_proj').weight.requires_grad) == frozen
+    images = torch.randn(1, 3, 32, 40)
+    if letters:
+        dense, context = tower.encode_dense_and_context(images, mode, letters)
+        loss = dense.square().sum() + context.square().sum()
+    else:
+        loss = tower.encode_dense(images, mode).square().sum()
+    loss.backward()
+    assert all((p.grad is not None) == p.requires_grad for p in tower.parameters())

@@ -1,0 +1,19 @@
+# Every image in a folder, at any depth, each cut into a random grid of 2 to 6 rows and columns.
+train_dataloader = dict(
+    batch_size=16,
+    num_workers=4,
+    persistent_workers=True,
+    drop_last=True,
+    sampler=dict(type='densevlm_mm.EpochSampler'),
+    dataset=dict(
+        type='densevlm_mm.ImageDataset',
+        data_root='data/images',
+        data_prefix=dict(img_path=''),
+        pipeline=[
+            dict(type='densevlm_mm.LoadImage'),
+            dict(type='densevlm_mm.ResizeLongestPad', size=512),
+            dict(type='densevlm_mm.SampleGridRegions', min_split=2, max_split=6),
+            dict(type='densevlm_mm.PackRegions'),
+        ],
+    ),
+)

@@ -1,0 +1,20 @@
+# CLIPSelf as DenseVLM is compared with it: 4 GPUs x 16 images of 512 px, and DenseVLM's grids.
+#   bash tools/dist_train.sh configs/clipself/clipself_vitb16_coco_comparison.py 4
+_base_ = [
+    '../_base_/models/clipself_vitb16.py',
+    '../_base_/datasets/coco_grid_512.py',
+    '../_base_/datasets/coco_panoptic_512.py',
+    '../_base_/schedules/densevlm_11088.py',
+    '../_base_/default_runtime.py',
+]
+train_dataloader = dict(
+    dataset=dict(
+        pipeline=[
+            dict(type='densevlm_mm.LoadImage'),
+            dict(type='densevlm_mm.ResizeLongestPad', size=512),
+            dict(type='densevlm_mm.SampleGridRegions', min_split=2, max_split=6),
+            dict(type='densevlm_mm.CropRegions', size=224),
+            dict(type='densevlm_mm.PackRegions'),
+        ]
+    )
+)

@@ -1,0 +1,32 @@
+# After DeCLIP, ViT-B/16 on COCO: 8 GPUs x 2 images of 560 px, 35 x 35 tokens.
+#   bash tools/dist_train.sh configs/declip/declip_vitb16_coco.py 8
+_base_ = [
+    '../_base_/models/declip_vitb16.py',
+    '../_base_/datasets/coco_grid_crops_1024.py',
+    '../_base_/datasets/coco_panoptic_512.py',
+    '../_base_/schedules/clipself_44358.py',
+    '../_base_/default_runtime.py',
+]
+
+resize = [dict(type='densevlm_mm.LoadImage'), dict(type='densevlm_mm.ResizeLongestPad', size=560)]
+train_dataloader = dict(
+    dataset=dict(
+        pipeline=[
+            *resize,
+            dict(type='densevlm_mm.SampleGridRegions', min_split=1, max_split=6, max_regions=20),
+            dict(type='densevlm_mm.CropRegions', size=224),
+            dict(type='densevlm_mm.PackRegions'),
+        ]
+    )
+)
+val_dataloader = dict(
+    dataset=dict(
+        pipeline=[
+            *resize,
+            dict(type='densevlm_mm.LoadPanopticRegions', patch_size=16),
+            dict(type='densevlm_mm.PackRegions'),
+        ]
+    )
+)
+test_dataloader = val_dataloader
+default_hooks = dict(checkpoint=dict(interval=7393))

@@ -1,0 +1,9 @@
+# DenseVLM ViT-B/16 on Objects365: the recipe of COCO, in whose 11,088 steps it sees 709,632 of the 1.74 million of v2.
+#   bash tools/dist_train.sh configs/densevlm/densevlm_vitb16_objects365.py 4
+_base_ = [
+    '../_base_/models/densevlm_vitb16.py',
+    '../_base_/datasets/objects365_grid_512.py',
+    '../_base_/datasets/coco_panoptic_512.py',
+    '../_base_/schedules/densevlm_11088.py',
+    '../_base_/default_runtime.py',
+]

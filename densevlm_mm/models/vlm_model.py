@@ -1,0 +1,83 @@
+"""What all models here that hold a two-tower model share: normalisation, weights, mmengine's entry point."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmengine.model import BaseModel
+from mmengine.structures import BaseDataElement
+from torch import Tensor
+
+from densevlm_mm.vlm import VLM
+from densevlm_mm.vlm.checkpoints import load_checkpoint
+from densevlm_mm.vlm.towers import VisionTower
+
+
+class VLMModel(BaseModel):
+    """Base of all models here that hold a `VLM`.
+
+    Args:
+        vlm: The model that is evaluated, and whatever a subclass does with it.
+        data_preprocessor: Config of the preprocessor; images enter `forward` normalised. None normalises uint8 RGB with
+            the mean and standard deviation that the vision tower was trained with.
+
+    Attributes:
+        adopt_mode: Whether `load_weights` switches to the dense mode that a checkpoint was trained in, rather than warn
+            of another one. So it should be where the config names none.
+    """
+
+    adopt_mode = False
+
+    def __init__(self, vlm: VLM, *, data_preprocessor: Mapping | None = None) -> None:
+        super().__init__(data_preprocessor=data_preprocessor or normalization_of(vlm.visual))
+        self.vlm = vlm
+
+    def load_weights(self, path: str | Path) -> None:
+        """Load a checkpoint of any supported format into the evaluated model, strictly.
+
+        Raises:
+            CheckpointError: See `densevlm_mm.vlm.checkpoints.load_checkpoint`.
+        """
+        load_checkpoint(self.vlm, path, adopt_mode=self.adopt_mode)
+
+    def forward(
+        self, inputs: Tensor, data_samples: list[BaseDataElement] | None = None, mode: str = 'tensor'
+    ) -> dict[str, Tensor] | list[BaseDataElement] | Tensor:
+        """mmengine's entry point.
+
+        Args:
+            inputs: ``(B, 3, H, W)``, normalised.
+            data_samples: One per image, with what `loss` and `predict` need.
+            mode: 'loss' gives a dict of losses, 'predict' the samples with predictions, 'tensor' the L2-normalised
+                dense features ``(B, C, h, w)``.
+        """
+        if mode == 'loss':
+            return self.loss(inputs, data_samples)
+        if mode == 'predict':
+            return self.predict(inputs, data_samples)
+        if mode == 'tensor':
+            return self.vlm.encode_dense(inputs)
+        raise ValueError(f"mode must be 'loss', 'predict' or 'tensor', got {mode!r}")
+
+    def loss(self, inputs: Tensor, data_samples: list[BaseDataElement]) -> dict[str, Tensor]:
+        """Losses of a batch."""
+        raise NotImplementedError(f'{type(self).__name__} is for evaluation and has no loss')
+
+    def predict(self, inputs: Tensor, data_samples: list[BaseDataElement]) -> list[BaseDataElement]:
+        """The samples of a batch with predictions."""
+        raise NotImplementedError
+
+
+def normalization_of(tower: VisionTower) -> dict[str, Any]:
+    """Config of the preprocessor that makes uint8 RGB images what a tower expects."""
+    mean, std = ([255 * value for value in values] for values in (tower.mean, tower.std))
+    return {'type': 'ImgDataPreprocessor', 'mean': mean, 'std': std}
+
+
+def freeze_for_evaluation(vlm: VLM) -> VLM:
+    """Freeze every weight but the logit scale: DistributedDataParallel refuses a model with nothing to train."""
+    vlm.requires_grad_(False)
+    vlm.logit_scale.requires_grad_(True)
+    return vlm

@@ -1,0 +1,40 @@
+"""Teachers see the student's pixels as they were trained to."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+
+from densevlm_mm.models.distillers.teachers import FrozenCropTeacher, FrozenDenseTeacher, statistics
+from densevlm_mm.vlm import load_vlm
+from densevlm_mm.vlm.towers import VisionTower
+
+OTHER = (0.5, 0.5, 0.5)
+
+
+def tower_with_other_pixels(tower: VisionTower) -> VisionTower:
+    other = copy.deepcopy(tower)
+    other.mean = other.std = OTHER
+    return other
+
+
+def test_dense_teacher_renormalises_pixels(tiny_arch):
+    student = load_vlm(tiny_arch()).visual
+    pixels, boxes = torch.rand(1, 3, 64, 64), torch.tensor([[[0.0, 0.0, 0.5, 1.0]]])
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in statistics(student))
+    seen = (pixels - mean) / std
+    plain = FrozenDenseTeacher(student, 'value')(seen, boxes)
+    assert torch.equal(FrozenDenseTeacher(student, 'value', statistics(student))(seen, boxes), plain)
+    other = FrozenDenseTeacher(tower_with_other_pixels(student), 'value', statistics(student))(seen, boxes)
+    expected = FrozenDenseTeacher(student, 'value')((pixels - 0.5) / 0.5, boxes)
+    torch.testing.assert_close(other, expected, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(other, plain, atol=1e-3)
+
+
+def test_crop_teacher_normalises_bytes_its_own_way(tiny_arch):
+    tower = tower_with_other_pixels(load_vlm(tiny_arch()).visual)
+    crops = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
+    found = FrozenCropTeacher(tower)(crops)
+    torch.testing.assert_close(found, tower.encode_image((crops / 255 - 0.5) / 0.5), rtol=1e-4, atol=1e-5)
+    assert not found.requires_grad

@@ -1,0 +1,87 @@
+"""What a file says about its model, and that loading listens to it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from densevlm_mm.vlm import CheckpointError, load_vlm, read_meta, read_state_dict
+from densevlm_mm.vlm.checkpoints import load_checkpoint
+
+STATE = {'visual.a': torch.arange(3.0), 'logit_scale': torch.tensor(4.6)}
+META = {'arch': {'embed_dim': 12, 'text_cfg': {'words': ['a', 'cat']}}, 'dense_mode': 'csa', 'version': '1.0'}
+
+
+@pytest.mark.parametrize(('meta', 'expected'), [
+    ({'vlm': META}, META),
+    ({'vlm': META, 'cfg': 'x = 1', 'dataset_meta': {'palette': np.zeros(3)}}, META),
+    ({'vlm': {**META, 'more': np.float64(1)}}, {}),  # no plain entry: none of it counts
+    ({'vlm': 'text'}, {}),
+    ({'vlm': None}, {}),
+    ('text', {}),
+    (None, {}),
+])  # fmt: skip
+def test_meta(tmp_path, meta, expected):
+    torch.save({'meta': meta, 'state_dict': STATE}, tmp_path / 'weights.pth')
+    assert read_meta(tmp_path / 'weights.pth') == expected
+    assert set(read_state_dict(tmp_path / 'weights.pth')) == set(STATE)
+
+
+@pytest.mark.parametrize(('header', 'expected'), [
+    ({'densevlm_mm': '{"vlm": {"dense_mode": "qq"}, "epoch": 3}'}, {'dense_mode': 'qq'}),
+    ({'densevlm_mm': '[]'}, {}),
+    ({'format': 'pt'}, {}),
+])  # fmt: skip
+def test_meta_of_safetensors(tmp_path, header, expected):
+    save_file(STATE, tmp_path / 'weights.safetensors', header)
+    assert read_meta(tmp_path / 'weights.safetensors') == expected
+    assert set(read_state_dict(tmp_path / 'weights.safetensors')) == set(STATE)
+
+
+def test_a_damaged_header_of_safetensors(tmp_path):
+    save_file(STATE, tmp_path / 'weights.safetensors', {'densevlm_mm': '{'})
+    with pytest.raises(CheckpointError, match='damaged'):
+        read_meta(tmp_path / 'weights.safetensors')
+
+
+@pytest.fixture
+def trained_in(word_vlm, tmp_path):
+    """Saves weights that say in which dense mode they were trained."""
+
+    def save(mode: str | None) -> Path:
+        content = {'meta': {'vlm': {'dense_mode': mode}}, 'state_dict': word_vlm.state_dict()}
+        torch.save(content, tmp_path / 'trained.pth')
+        return tmp_path / 'trained.pth'
+
+    return save
+
+
+@pytest.mark.parametrize(('stored', 'asked', 'expected'), [
+    ('csa', None, 'csa'),
+    ('csa', 'csa', 'csa'),
+    (None, None, 'value'),
+    (None, 'csa', 'csa'),
+    ('value', 'value', 'value'),
+])  # fmt: skip
+@pytest.mark.filterwarnings('error')
+def test_the_dense_mode_is_the_file_s_unless_asked_for(word_arch, trained_in, stored, asked, expected):
+    assert load_vlm(word_arch, trained_in(stored), dense_mode=asked).dense_mode == expected
+
+
+def test_another_dense_mode_than_trained_is_warned_of(word_arch, word_vlm, trained_in):
+    file = trained_in('csa')
+    wanted = r"trained.pth was trained in dense mode 'csa'.* in mode 'qq'.*dense_mode='csa' \(--cfg-options model"
+    with pytest.warns(UserWarning, match=wanted):
+        assert load_vlm(word_arch, file, dense_mode='qq').dense_mode == 'qq'
+    with pytest.warns(UserWarning, match="'csa'.* in mode 'value'"):
+        load_checkpoint(word_vlm, file)
+    assert word_vlm.dense_mode == 'value'
+
+
+def test_an_unknown_dense_mode_in_a_file(word_arch, trained_in):
+    with pytest.raises(CheckpointError, match="trained.pth was trained in dense mode 'magic', but EvaTower has no"):
+        load_vlm(word_arch, trained_in('magic'))
