@@ -17,7 +17,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor
 
-from densevlm_mm.apis import add_common_arguments, check_config, load_config
+from densevlm_mm.apis import add_common_arguments, check_config, close_process_group, load_config
 from densevlm_mm.evaluation.report import format_table, write_json
 from densevlm_mm.hooks.weight_ensemble_hook import read_raw_weights
 from densevlm_mm.vlm import VLM
@@ -85,6 +85,7 @@ def main() -> None:
         entries = [{'alpha': alpha, 'metrics': figure} for alpha, figure in zip(args.alphas, figures, strict=True)]
         write_json(out, {'student': args.student, 'original': args.original, 'raw': bool(num_raw), 'sweep': entries})
         print(f'written: {out}')
+    close_process_group()
 
 
 if __name__ == '__main__':

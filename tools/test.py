@@ -11,7 +11,7 @@ import argparse
 from mmengine.evaluator import DumpResults
 from mmengine.runner import Runner
 
-from densevlm_mm.apis import add_common_arguments, check_config, load_config, load_weights
+from densevlm_mm.apis import add_common_arguments, check_config, close_process_group, load_config, load_weights
 
 
 def parse_args() -> argparse.Namespace:
@@ -34,6 +34,7 @@ def main() -> None:
     if args.out:
         runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
     runner.test()
+    close_process_group()
 
 
 if __name__ == '__main__':

@@ -10,7 +10,7 @@ import argparse
 
 from mmengine.runner import Runner, find_latest_checkpoint
 
-from densevlm_mm.apis import add_common_arguments, check_config, load_config
+from densevlm_mm.apis import add_common_arguments, check_config, close_process_group, load_config
 
 
 def parse_args() -> argparse.Namespace:
@@ -43,6 +43,7 @@ def main() -> None:
         cfg.resume, cfg.load_from = True, checkpoint
     check_config(cfg)
     Runner.from_cfg(cfg).train()
+    close_process_group()
 
 
 if __name__ == '__main__':

@@ -4,6 +4,15 @@ from densevlm_mm.vlm import load_vlm
 
 from .check_config import ConfigError, check_config
 from .command_line import add_common_arguments, load_config
+from .distributed import close_process_group
 from .weights import load_weights
 
-__all__ = ['ConfigError', 'add_common_arguments', 'check_config', 'load_config', 'load_vlm', 'load_weights']
+__all__ = [
+    'ConfigError',
+    'add_common_arguments',
+    'check_config',
+    'close_process_group',
+    'load_config',
+    'load_vlm',
+    'load_weights',
+]

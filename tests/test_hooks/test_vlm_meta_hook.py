@@ -66,13 +66,16 @@ def train(tmp_path) -> Callable[..., Path]:
 def test_what_a_checkpoint_says(train, tiny_arch):
     student = Student(load_vlm(tiny_arch(), dense_mode='csa').requires_grad_(False))
     student.vlm.logit_scale.requires_grad_(True)
+    student.vlm.visual.mean, student.vlm.visual.std = (0.5, 0.25, 0.75), (0.5, 0.5, 0.25)
     student.vlm.config = ConfigDict(tiny_arch())  # configs of a runner are no plain dicts, and must not be pickled
     file = train(student, WeightEnsembleHook(alpha=0.5))
     said = {'arch': tiny_arch(), 'dense_mode': 'csa', 'method': 'Student', 'version': __version__}
+    said |= {'mean': [0.5, 0.25, 0.75], 'std': [0.5, 0.5, 0.25]}
     assert read_meta(file) == said
     assert read_checkpoint(file).meta['iter'] == 1
     restored = load_vlm(said['arch'], file)
     assert restored.dense_mode == 'csa'
+    assert (restored.visual.mean, restored.visual.std) == ((0.5, 0.25, 0.75), (0.5, 0.5, 0.25))
     assert torch.equal(restored.logit_scale, read_state_dict(file)['logit_scale'])
 
 

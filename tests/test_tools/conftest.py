@@ -141,7 +141,7 @@ def launch(miniworld, tmp_path_factory) -> Callable[..., None]:
         done = subprocess.run(
             list(map(str, command)), env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300
         )
-        assert done.returncode == 0, done.stderr[-4000:]
+        assert done.returncode == 0, done.stderr[-12000:]
 
     return run
 
