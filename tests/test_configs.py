@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import PARAM_SCHEDULERS
@@ -302,3 +303,15 @@ def test_vocabularies_are_those_of_the_data(path):
     sizes = {'ade20k-panoptic': (100, 50), 'miniworld': (10, 8)}
     data = path.stem.split('_')[2]
     assert (vocabulary.num_things, vocabulary.num_stuff) == sizes.get(data, (80, 53))
+
+
+def test_metafiles_list_every_training_config():
+    index = yaml.safe_load((ROOT / 'model-index.yml').read_text())['Import']
+    listed = [model for path in index for model in yaml.safe_load((ROOT / path).read_text())['Models']]
+    for model in listed:
+        assert Path(model['Config']).stem == model['Name'] and (ROOT / model['Config']).is_file()
+    methods = ('densevlm', 'clipself', 'regionclip', 'declip')
+    trained = [path for path in ALL if path.parts[0] in methods and not path.stem.startswith('eval_')]
+    assert sorted(model['Config'] for model in listed) == sorted(f'configs/{path.as_posix()}' for path in trained)
+    batches = {model['Name']: model['Metadata']['Batch Size'] for model in listed}
+    assert batches == {path.stem: load(path).auto_scale_lr.base_batch_size for path in trained}

@@ -7,14 +7,7 @@ _base_ = [
     '../_base_/schedules/densevlm_11088.py',
     '../_base_/default_runtime.py',
 ]
-train_dataloader = dict(
-    dataset=dict(
-        pipeline=[
-            dict(type='densevlm_mm.LoadImage'),
-            dict(type='densevlm_mm.ResizeLongestPad', size=512),
-            dict(type='densevlm_mm.SampleGridRegions', min_split=2, max_split=6),
-            dict(type='densevlm_mm.CropRegions', size=224),
-            dict(type='densevlm_mm.PackRegions'),
-        ]
-    )
-)
+grid = dict(type='densevlm_mm.SampleGridRegions', min_split=2, max_split=6)
+crop = dict(type='densevlm_mm.CropRegions', size=224)
+
+train_dataloader = dict(dataset=dict(pipeline=[*_base_.load_image, grid, crop, _base_.pack]))

@@ -2,19 +2,8 @@
 #   bash tools/dist_train.sh configs/regionclip/regionclip_vitb16_coco_comparison.py 4
 _base_ = [
     '../_base_/models/regionclip_vitb16.py',
-    '../_base_/datasets/coco_pseudo_1024.py',
+    '../_base_/datasets/coco_pseudo_512.py',
     '../_base_/datasets/coco_panoptic_512.py',
     '../_base_/schedules/densevlm_11088.py',
     '../_base_/default_runtime.py',
 ]
-train_dataloader = dict(
-    batch_size=16,
-    dataset=dict(
-        pipeline=[
-            dict(type='densevlm_mm.LoadImage'),
-            dict(type='densevlm_mm.ResizeLongestPad', size=512),
-            dict(type='densevlm_mm.LoadLabeledBoxes', max_regions=20),
-            dict(type='densevlm_mm.PackRegions'),
-        ]
-    ),
-)
