@@ -12,7 +12,7 @@ from mmengine.registry import DefaultScope
 
 from densevlm_mm import registry
 
-REGISTRIES = ('MODELS', 'DATASETS', 'DATA_SAMPLERS', 'TRANSFORMS', 'METRICS', 'HOOKS', 'LOOPS')
+REGISTRIES = ('MODELS', 'DATASETS', 'DATA_SAMPLERS', 'TRANSFORMS', 'METRICS', 'HOOKS', 'LOOPS', 'OPTIM_WRAPPERS')
 TYPES = {
     'MODELS': 'DenseVLMBackbone',
     'TRANSFORMS': 'SampleGridRegions',

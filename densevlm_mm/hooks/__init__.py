@@ -1,9 +1,17 @@
-"""Hooks and loops of the runner."""
+"""Hooks, loops and optimiser wrappers of the runner."""
 
+from .autocast_optim_wrapper import AutocastOptimWrapper
 from .bad_image_hook import BadImageHook
 from .decoupled_loss_hook import DecoupledLossHook
 from .resumable_loop import ResumableTrainLoop
 from .vlm_meta_hook import VLMMetaHook
 from .weight_ensemble_hook import WeightEnsembleHook
 
-__all__ = ['BadImageHook', 'DecoupledLossHook', 'ResumableTrainLoop', 'VLMMetaHook', 'WeightEnsembleHook']
+__all__ = [
+    'AutocastOptimWrapper',
+    'BadImageHook',
+    'DecoupledLossHook',
+    'ResumableTrainLoop',
+    'VLMMetaHook',
+    'WeightEnsembleHook',
+]

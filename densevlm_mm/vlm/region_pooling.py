@@ -33,8 +33,10 @@ def axis_weights(low: Tensor, high: Tensor, size: int) -> Tensor:
     start = low - 0.5
     length = (high - 0.5) - start  # this order of operations decides, by fp32 rounding, how many samples a box gets
     count = length.ceil().clamp(min=0)
-    # a box may reach beyond the grid; samples past its far side are zeros, but still count in the mean
-    steps = torch.arange(max(int(count.max()), 1) if count.numel() else 1, device=low.device, dtype=low.dtype)
+    # A box may reach beyond the grid. Samples out there are zeros, but count in the mean; of the others, less than a
+    # cell apart, there are at most size + 3. So the shapes follow from the grid alone, and no device has to be asked.
+    skipped = ((-1 - start) * count / length.clamp(min=1) - 1.5).floor().clamp(min=0)
+    steps = skipped[..., None] + torch.arange(size + 5, device=low.device, dtype=low.dtype)
     sample = start[..., None] + (steps + 0.5) * length[..., None] / count[..., None].clamp(min=1)
     used = (steps < count[..., None]) & (sample >= -1) & (sample <= size)
     sample = sample.clamp(0, size - 1)

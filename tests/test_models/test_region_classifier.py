@@ -70,6 +70,18 @@ def test_logits_are_cosines_of_the_models_region_features(build, tiny_arch, chec
     assert not results[0][1][-1].any()  # an empty mask has no feature
 
 
+@pytest.mark.parametrize(('dtype', 'tolerance'), [('bfloat16', 0.02), ('float16', 0.002)])
+def test_half_precision_moves_cosines_by_little(build, tiny_arch, checkpoint, dtype, tolerance):
+    images = torch.randn(2, 3, 48, 64)
+    whole = predicted(build(), images, [make_sample(6, seed) for seed in range(2)])
+    vlm = {'arch': tiny_arch(), 'checkpoint': checkpoint, 'dtype': dtype}
+    half = predicted(build(vlm=vlm), images, [make_sample(6, seed) for seed in range(2)])
+    for expected, found in zip(whole, half, strict=True):
+        for ours, theirs in zip(found, expected, strict=True):
+            assert ours.dtype == torch.float32
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance)
+
+
 def test_batches_do_not_change_predictions(build):
     model, images, counts = build(), torch.randn(2, 3, 48, 64), (5, 2)
     together = predicted(model, images, [make_sample(count, seed) for seed, count in enumerate(counts)])

@@ -46,6 +46,15 @@ def test_boxes_are_pooled_as_by_roi_align(grid, boxes):
     torch.testing.assert_close(pool_boxes(dense, boxes[None])[0], torchvision_pool(dense, boxes), rtol=1e-5, atol=5e-6)
 
 
+@given(grids, st.lists(st.lists(st.floats(-40, 41, width=16), min_size=4, max_size=4), min_size=1, max_size=4))
+def test_boxes_far_beyond_the_image_too(grid, corners):
+    corners = torch.tensor(corners).view(-1, 2, 2).sort(1).values.flatten(1)
+    dense = torch.randn(1, 3, *grid, generator=torch.Generator().manual_seed(0))
+    theirs = torchvision_pool(dense, corners)
+    # their boxes have hundreds of cells a side, of whose samples each feature is a mean
+    torch.testing.assert_close(pool_boxes(dense, corners[None])[0], theirs, rtol=1e-4, atol=2e-5)
+
+
 @given(grids, box_lists())
 def test_gradients_are_those_of_roi_align(grid, boxes):
     generator = torch.Generator().manual_seed(0)

@@ -13,6 +13,8 @@ from densevlm_mm.models.region_classifier import RegionModel
 from densevlm_mm.vlm import VLM, load_vlm
 from densevlm_mm.vlm.region_pooling import pad_regions, pool_boxes
 
+from .teachers import compile_tower
+
 
 class RegionDistiller(RegionModel):
     """A student whose last image blocks learn; everything else of it is frozen.
@@ -21,7 +23,9 @@ class RegionDistiller(RegionModel):
     tower, and of the last block what its dense mode leaves unused.
 
     Args:
-        student: Arguments of `load_vlm`, and ``trainable_blocks``: how many of the last image blocks train.
+        student: Arguments of `load_vlm`, and ``trainable_blocks``: how many of the last image blocks train. With
+            ``grad_checkpointing=True`` its blocks keep next to nothing for the backward pass; with ``compile=True`` (or
+            a mapping of `torch.compile`'s options) they are compiled.
         eval_vocabulary: See `RegionModel`.
         eval_templates: See `RegionModel`.
         data_preprocessor: See `RegionModel`.
@@ -39,13 +43,17 @@ class RegionDistiller(RegionModel):
         if 'trainable_blocks' not in student:
             raise ValueError('student.trainable_blocks is missing: say how many of its last image blocks train')
         trainable_blocks = student.pop('trainable_blocks')
+        grad_checkpointing, compiled = student.pop('grad_checkpointing', False), student.pop('compile', False)
         super().__init__(
             load_vlm(**student).requires_grad_(False),
             eval_vocabulary=eval_vocabulary,
             eval_templates=eval_templates,
             data_preprocessor=data_preprocessor,
         )
+        self.adopt_mode = student.get('dense_mode') is None
         self.student.visual.set_trainable(trainable_blocks, self.student.dense_mode)
+        self.student.visual.grad_checkpointing = grad_checkpointing
+        compile_tower(self.student.visual, compiled)
         self.__dict__['teacher'] = None
 
     @property

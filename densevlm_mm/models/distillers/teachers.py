@@ -63,5 +63,24 @@ def statistics(tower: VisionTower) -> Statistics:
 
 
 def load_on_device(config: Mapping[str, Any]) -> VLM:
-    """`load_vlm` onto this process's device, where making class embeddings takes seconds instead of minutes."""
-    return load_vlm(**{'device': get_device(), **config})
+    """`load_vlm` onto this process's device, where making class embeddings takes seconds instead of minutes.
+
+    Args:
+        config: Arguments of `load_vlm`, and perhaps ``compile``, see `compile_tower`.
+    """
+    config = dict(config)
+    compiled = config.pop('compile', False)
+    vlm = load_vlm(**{'device': get_device(), **config})
+    compile_tower(vlm.visual, compiled)
+    return vlm
+
+
+def compile_tower(tower: VisionTower, options: bool | Mapping[str, Any]) -> None:
+    """Compile the blocks of a tower if a config says so.
+
+    Args:
+        tower: Vision tower.
+        options: False, True, or a mapping of `torch.compile`'s options.
+    """
+    if options or isinstance(options, Mapping):
+        tower.compile_blocks(**({} if isinstance(options, bool) else options))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -47,6 +49,7 @@ class VisionTower(nn.Module):
         dense_modes: Names of the dense modes that this tower defines.
         mean: Mean of RGB in 0..1 that its images are normalised with.
         std: Standard deviation likewise.
+        grad_checkpointing: Keep nothing of a block that trains but its input, and run it again for the gradient.
     """
 
     embed_dim: int
@@ -57,6 +60,7 @@ class VisionTower(nn.Module):
     dense_modes: tuple[str, ...] = ('value',)
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
+    grad_checkpointing: bool = False
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
@@ -239,7 +243,21 @@ class VisionTower(nn.Module):
                 nn.Module.train(module, False)  # the tower itself may be one of them
         return self
 
+    def compile_blocks(self, **options: Any) -> None:
+        """Compile every block, once for all that are alike; in the dense modes the last one runs as it is.
+
+        Args:
+            options: Those of `torch.compile`, such as ``mode``.
+        """
+        for block in self.blocks:
+            block.compile(**options)
+
     def _run(self, index: int, state: Tensor, grid: tuple[int, int], mode: str | None) -> Tensor:
+        if self.grad_checkpointing and torch.is_grad_enabled():
+            return checkpoint(self._step, index, state, grid, mode, use_reentrant=False)
+        return self._step(index, state, grid, mode)
+
+    def _step(self, index: int, state: Tensor, grid: tuple[int, int], mode: str | None) -> Tensor:
         if self.runs_as_trained(mode):
             return self.run_block(index, state, grid)
         return self.run_last_block(state, grid, mode)
