@@ -51,8 +51,8 @@ def decoding(path: str) -> Iterator[None]:
         raise BadImageError(f'{path}: cannot be decoded ({error}); {REMEDY}', kind=kind, path=path) from error
 
 
-def read_image(path: str, location: tuple[str, int, int] | None = None) -> Image.Image:
-    """Decode an image with Pillow, whole and at once.
+def open_image(path: str, location: tuple[str, int, int] | None = None) -> Image.Image:
+    """Open an image with Pillow, which reads its header only; `decoding` is the place to do more with it.
 
     Args:
         path: File, or an address that mmengine's file clients know.
@@ -61,16 +61,40 @@ def read_image(path: str, location: tuple[str, int, int] | None = None) -> Image
 
     Raises:
         FileNotFoundError: There is no such file.
-        BadImageError: It is empty, truncated, far too large (Pillow's limit against decompression bombs) or not an
-            image.
+        BadImageError: It is empty, far too large (Pillow's limit against decompression bombs) or not an image.
     """
     data = fileio.get(path) if location is None else _read_part(*location)
     if not data:
         raise BadImageError(f'{path}: the file is empty; {REMEDY}', kind='empty', path=path)
     with decoding(path):
-        image = Image.open(io.BytesIO(data))
+        return Image.open(io.BytesIO(data))
+
+
+def read_image(path: str, location: tuple[str, int, int] | None = None) -> Image.Image:
+    """Decode an image with Pillow, whole and at once; the arguments are those of `open_image`.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        BadImageError: It is empty, truncated, far too large (Pillow's limit against decompression bombs) or not an
+            image.
+    """
+    image = open_image(path, location)
+    with decoding(path):
         image.load()
     return image
+
+
+def reduce_jpeg(image: Image.Image, longest: int) -> int:
+    """Have an opened JPEG decoded at 1/2, 1/4 or 1/8 of its size, if its longest side keeps ``longest`` px.
+
+    Sides are rounded up. Other formats stay as they are.
+
+    Returns:
+        What its sides are divided by: 1, 2, 4 or 8.
+    """
+    width, height = image.size
+    drafted = image.draft(None, (longest, 1) if width >= height else (1, longest))
+    return 1 if drafted is None else round(width / drafted[1][2])
 
 
 def to_rgb(image: Image.Image, path: str) -> tuple[Image.Image, str | None]:

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import re
+import secrets
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
@@ -224,7 +225,8 @@ def save_atomically(
         check: Looks at the finished file, which keeps its suffix; if it raises, nothing takes the place.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f'.{os.getpid()}.{path.name}')
+    # nodes that share a folder may give out the same process numbers
+    beside = path.with_name(f'.{os.getpid()}-{secrets.token_hex(4)}.{path.name}')
     try:
         with beside.open('wb') as file:
             write(file)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from densevlm_mm.datasets import BadImageError
-from densevlm_mm.datasets.image_file import read_image, to_rgb
+from densevlm_mm.datasets.image_file import open_image, read_image, reduce_jpeg, to_rgb
 
 NOISE = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
 
@@ -158,3 +158,27 @@ def test_transparent_palette_keeps_its_colours(tmp_path):
     pixels, kind = convert(read_image(str(tmp_path / 'palette.png')))
     assert kind == 'palette'
     np.testing.assert_array_equal(pixels, np.asarray(palette.convert('RGB')))
+
+
+@pytest.mark.parametrize(
+    'sides, longest, divisor',
+    [
+        ((64, 48), 65, 1), ((64, 48), 33, 1), ((64, 48), 32, 2), ((48, 64), 32, 2), ((64, 48), 9, 4), ((64, 48), 1, 8),
+        ((64, 4), 9, 4), ((63, 47), 16, 2), ((65, 49), 16, 4),
+    ],
+)  # fmt: skip
+def test_jpeg_is_decoded_at_part_of_its_size(tmp_path, sides, longest, divisor):
+    path = tmp_path / 'image.jpg'
+    Image.new('RGB', sides).save(path)
+    image = open_image(str(path))
+    assert reduce_jpeg(image, longest) == divisor
+    image.load()
+    assert image.size == tuple(-(-side // divisor) for side in sides)
+
+
+def test_only_jpegs_are_reduced(tmp_path):
+    path = tmp_path / 'image.jpg'
+    path.write_bytes(encoded('png'))
+    image = open_image(str(path))
+    assert reduce_jpeg(image, 4) == 1
+    np.testing.assert_array_equal(np.asarray(image), NOISE)

@@ -3,6 +3,7 @@ train_dataloader = dict(
     batch_size=16,
     num_workers=4,
     persistent_workers=True,
+    pin_memory=True,
     drop_last=True,
     sampler=dict(type='densevlm_mm.EpochSampler'),
     dataset=dict(

@@ -3,7 +3,7 @@
 from .captions import AddCaption, PackCaptions
 from .crops import CropRegions, crop_image, enlarge_boxes
 from .grid_regions import SampleGridRegions
-from .image import LoadImage, ResizeLongestPad
+from .image import LoadImage, LoadResizedImage, ResizeLongestPad
 from .pack import PackRegions
 from .panoptic_regions import LoadPanopticRegions, downsample_mask
 from .proposals import LoadLabeledBoxes, SampleProposals
@@ -15,6 +15,7 @@ __all__ = [
     'LoadImage',
     'LoadLabeledBoxes',
     'LoadPanopticRegions',
+    'LoadResizedImage',
     'PackCaptions',
     'PackRegions',
     'ResizeLongestPad',

@@ -70,7 +70,13 @@ class CropRegions(BaseTransform):
         self.enlarge = enlarge
 
     def transform(self, results: dict) -> dict:
-        """Cut the crops; needs ``ori_img``, ``ori_boxes`` and ``gt_regions``."""
+        """Cut the crops; needs ``ori_img``, ``ori_boxes`` and ``gt_regions``.
+
+        Raises:
+            ValueError: The pipeline did not keep the original image.
+        """
+        if 'ori_img' not in results:
+            raise ValueError('crops need the original image: load with LoadImage and ResizeLongestPad')
         image, boxes = results['ori_img'], results['ori_boxes']
         height, width = image.shape[:2]
         if self.enlarge != 1:

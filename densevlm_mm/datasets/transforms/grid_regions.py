@@ -17,7 +17,8 @@ class SampleGridRegions(BaseTransform):
     """Cut the image into a grid that is drawn from :func:`grid_choices`.
 
     Adds ``gt_regions`` with ``boxes`` ``(N, 4)`` float32, xyxy in 0..1 of the padded input, and ``ori_boxes``, the
-    same in px of the original image. The grid tiles the image, not its padding.
+    same in px of the original image. The grid tiles the image, not its padding. Which one it is, say ``grid``,
+    ``(rows, cols)``, and ``cells``, the N places in it, counted row by row.
 
     Args:
         min_split: Fewest rows and columns: 2 in DenseVLM, 1 in CLIPSelf.
@@ -56,5 +57,5 @@ class SampleGridRegions(BaseTransform):
             kept.sort()
         boxes = results['ori_boxes'] = boxes[torch.from_numpy(kept)]
         boxes = normalize_boxes(boxes, scale=results['scale'], size=results['img_shape'][0])
-        results['gt_regions'] = InstanceData(boxes=boxes)
+        results.update(gt_regions=InstanceData(boxes=boxes), grid=(rows, cols), cells=tuple(kept.tolist()))
         return results

@@ -126,3 +126,8 @@ def test_panoptic_regions_have_crops(panoptic_folder):
 def test_sizes_must_be_positive(options):
     with pytest.raises(ValueError, match='must be positive'):
         CropRegions(**options)
+
+
+def test_a_pipeline_without_the_original_image_is_told_what_to_do():
+    with pytest.raises(ValueError, match='load with LoadImage and ResizeLongestPad'):
+        CropRegions(size=8)({'img': np.zeros((8, 8, 3), np.uint8)})

@@ -80,6 +80,15 @@ def test_max_regions_keeps_random_cells_of_the_grid():
     assert any(kept != cells[:5] for cells, kept in zip(plain, capped, strict=True))
 
 
+@pytest.mark.parametrize('options', [{}, {'shuffle': True}, {'max_regions': 5}])
+def test_grid_and_cells_say_which_boxes_they_are(options):
+    transform = SampleGridRegions(**options)
+    for index in range(20):
+        results = {'ori_shape': (48, 64), 'img_shape': (32, 32), 'scale': 0.5, 'sample_idx': index, 'epoch': 0}
+        results = transform(results)
+        assert torch.equal(results['ori_boxes'], grid_boxes(64, 48, *results['grid'])[list(results['cells'])])
+
+
 @pytest.mark.parametrize('options', [{'min_split': 0}, {'min_split': 4, 'max_split': 3}, {'max_regions': 0}])
 def test_nonsense_is_an_error(options):
     with pytest.raises(ValueError):
