@@ -15,7 +15,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.structures import BaseDataElement, InstanceData
 from torch import Tensor, nn
 
-from densevlm_mm.datasets import grid_boxes
+from densevlm_mm.datasets import PackRegions, SampleGridRegions, grid_boxes
 from densevlm_mm.models import DecoupledAlignmentLoss, DenseVLM
 from densevlm_mm.registry import MODELS
 from densevlm_mm.vlm import class_embeddings, load_vlm
@@ -286,6 +286,32 @@ def test_ready_text_embeddings_need_things_first(build, embedding_files, tmp_pat
     (tmp_path / 'list.json').write_text(json.dumps(categories))
     with pytest.raises(ValueError, match='must list its things first'):
         build(vocabulary=str(tmp_path / 'list.json'), text_embeddings=embedding_files)
+
+
+def test_teacher_cache_stands_in_for_the_teacher(build, tmp_path):
+    image = {'img': np.full((64, 64, 3), 99, np.uint8), 'ori_shape': (64, 64), 'img_shape': (64, 64), 'scale': 1.0}
+    packed = PackRegions(fingerprint=True)(SampleGridRegions()(image))
+    inputs, samples = packed['inputs'][None].float() / 64 - 2, [packed['data_samples']]
+    model = build(teacher_cache={'folder': str(tmp_path)})
+    assert model.teacher is not None  # it has just made the class embeddings
+    for share in (0, 1):
+        losses = model(inputs, samples, mode='loss')
+        assert losses['cached_share'] == share
+    expected = build()(inputs, samples, mode='loss')
+    assert losses['num_regions'] == expected['num_regions']
+    torch.testing.assert_close(losses['confidence'], expected['confidence'], rtol=1e-4, atol=0)
+    assert set(model.state_dict()) == set(build().state_dict())
+
+
+def test_ready_text_embeddings_leave_the_teacher_where_it_is(build, embedding_files, tmp_path):
+    model = build(text_embeddings=embedding_files, teacher_cache={'folder': str(tmp_path / 'cache')})
+    assert model.teacher is None
+    np.testing.assert_array_equal(model.teacher_text.numpy(), np.load(embedding_files['teacher']))
+
+
+def test_mistyped_option_of_the_teacher_cache_is_named(build):
+    with pytest.raises(TypeError, match='foldre'):
+        build(teacher_cache={'foldre': 'x'})
 
 
 @pytest.mark.parametrize('part', ['student', 'teacher', 'loss'])
