@@ -21,7 +21,7 @@ FLOORS = (
     ('vlm',),
     ('models', 'datasets', 'evaluation', 'hooks', 'visualization'),
     ('det', 'seg'),
-    ('apis',),
+    ('apis', 'benchmark'),
 )
 FLOOR = {part: floor for floor, parts in enumerate(FLOORS) for part in parts}
 OPENMMLAB = ('mmengine', 'mmcv', 'mmdet', 'mmseg')

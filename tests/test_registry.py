@@ -12,7 +12,10 @@ from mmengine.registry import DefaultScope
 
 from densevlm_mm import registry
 
-REGISTRIES = ('MODELS', 'DATASETS', 'DATA_SAMPLERS', 'TRANSFORMS', 'METRICS', 'HOOKS', 'LOOPS', 'OPTIM_WRAPPERS')
+REGISTRIES = (
+    'MODELS', 'DATASETS', 'DATA_SAMPLERS', 'TRANSFORMS', 'METRICS', 'HOOKS', 'LOOPS', 'OPTIM_WRAPPERS',
+    'OPTIM_WRAPPER_CONSTRUCTORS',
+)  # fmt: skip
 TYPES = {
     'MODELS': 'DenseVLMBackbone',
     'TRANSFORMS': 'SampleGridRegions',

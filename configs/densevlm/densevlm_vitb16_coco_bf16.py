@@ -7,5 +7,5 @@ optim_wrapper = dict(
     type='densevlm_mm.AutocastOptimWrapper',
     dtype='bfloat16',
     optimizer=_base_.optim_wrapper.optimizer,
-    paramwise_cfg=_base_.optim_wrapper.paramwise_cfg,
+    constructor=_base_.optim_wrapper.constructor,
 )

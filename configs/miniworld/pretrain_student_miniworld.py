@@ -17,6 +17,11 @@ model = dict(
 add_caption = dict(type='densevlm_mm.AddCaption', ann_file=f'{_base_.data_root}/annotations/captions_train2017.json')
 train_dataloader = dict(batch_size=48, dataset=dict(pipeline=[*_base_.load_image, add_caption, _base_.pack]))
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
+# unlike distillation, this trains the logit scale too, and lets it decay
+optim_wrapper = dict(
+    constructor='DefaultOptimWrapperConstructor',
+    paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0, flat_decay_mult=0.0),
+)
 param_scheduler = [
     dict(type='LinearLR', start_factor=1 / 50, by_epoch=False, begin=0, end=50),
     dict(type='CosineAnnealingLR', T_max=max_iters - 50, by_epoch=False, begin=50, end=max_iters),

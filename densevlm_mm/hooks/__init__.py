@@ -1,7 +1,8 @@
-"""Hooks, loops and optimiser wrappers of the runner."""
+"""Hooks, loops and optimisers of the runner."""
 
 from .autocast_optim_wrapper import AutocastOptimWrapper
 from .bad_image_hook import BadImageHook
+from .decay_groups import DecayGroups
 from .decoupled_loss_hook import DecoupledLossHook
 from .resumable_loop import ResumableTrainLoop
 from .vlm_meta_hook import VLMMetaHook
@@ -10,6 +11,7 @@ from .weight_ensemble_hook import WeightEnsembleHook
 __all__ = [
     'AutocastOptimWrapper',
     'BadImageHook',
+    'DecayGroups',
     'DecoupledLossHook',
     'ResumableTrainLoop',
     'VLMMetaHook',

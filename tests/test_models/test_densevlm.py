@@ -130,7 +130,7 @@ def test_weight_decay_spares_vectors_only(build):
         model,
         {
             'optimizer': {'type': 'AdamW', 'lr': 1e-5, 'weight_decay': 0.1},
-            'paramwise_cfg': {'norm_decay_mult': 0.0, 'bias_decay_mult': 0.0, 'flat_decay_mult': 0.0},
+            'constructor': 'densevlm_mm.DecayGroups',
         },
     )
     decay = {id(p): group['weight_decay'] for group in wrapper.optimizer.param_groups for p in group['params']}
