@@ -65,6 +65,7 @@ class StepOptions(Options):
         image_size: Side of the images in px.
         batch_size: Images per step.
         dtype: Of matrix products; weights that train are fp32.
+        baseline_dtype: The same of the baseline; None means that of this project.
         classes: Sizes of the vocabulary, one measurement each.
         compile: Compile the blocks of both towers.
         teacher_cache: 'warm' to read what the teacher said of these images before from a cache on disk.
@@ -79,6 +80,7 @@ class StepOptions(Options):
     image_size: int = 512
     batch_size: int = 1
     dtype: str = 'float32'
+    baseline_dtype: str | None = None
     classes: tuple[int, ...] = (316,)
     compile: bool = False
     teacher_cache: str | None = None
@@ -89,7 +91,8 @@ class StepOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        resolve_dtype(self.dtype)
+        for dtype in (self.dtype, self.baseline_dtype):
+            resolve_dtype(dtype)
         if min(self.classes) < 2:
             raise ValueError(f'at least one thing and one stuff class are needed, got classes={self.classes}')
 

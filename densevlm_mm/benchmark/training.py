@@ -124,7 +124,9 @@ class ReferenceLikeStep(TrainingStep):
         self.student.visual.blocks.requires_grad_(True)
         self.student.logit_scale.requires_grad_(True)
         self.teacher = load_vlm(arch_named(options.teacher), device=options.device)
-        self.wrapper = OPTIM_WRAPPERS.build({**_wrapper_config(options), 'optimizer': _two_groups(self.student)})
+        self.wrapper = OPTIM_WRAPPERS.build(
+            {**_wrapper_config(options, options.baseline_dtype), 'optimizer': _two_groups(self.student)}
+        )
         self.wrapper.optimizer.register_step_pre_hook(self._end_of('backward'))
         self.set_classes(options.classes[0])
 
@@ -193,13 +195,14 @@ def _write_rows(folder: Path, who: str, arch: str) -> str:
     return str(path)
 
 
-def _wrapper_config(options: StepOptions) -> dict[str, Any]:
+def _wrapper_config(options: StepOptions, dtype: str | None = None) -> dict[str, Any]:
     """How a dtype trains; float16 has its gradients scaled where mmengine can, on a GPU."""
-    if options.dtype == 'float32':
+    dtype = dtype or options.dtype
+    if dtype == 'float32':
         return dict(type='OptimWrapper')
-    if options.dtype == 'float16' and torch.device(options.device).type == 'cuda':
+    if dtype == 'float16' and torch.device(options.device).type == 'cuda':
         return dict(type='AmpOptimWrapper', dtype='float16', loss_scale='dynamic')
-    return dict(type='densevlm_mm.AutocastOptimWrapper', dtype=options.dtype)
+    return dict(type='densevlm_mm.AutocastOptimWrapper', dtype=dtype)
 
 
 def _two_groups(vlm: VLM) -> AdamW:

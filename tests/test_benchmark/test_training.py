@@ -115,3 +115,13 @@ def test_optimiser_is_that_of_the_recipe():
     assert {k: v for k, v in recipe.optimizer.items() if k != 'type'} == ADAMW
     assert recipe.optimizer.type == 'AdamW'
     assert recipe.constructor == CONSTRUCTOR
+
+
+def test_the_baseline_may_have_a_dtype_of_its_own(steps):
+    ours, theirs = steps(dtype='bfloat16', baseline_dtype='float32').values()
+    assert next(ours.model.teacher.tower.parameters()).dtype == torch.bfloat16
+    assert type(ours.wrapper).__name__ == 'AutocastOptimWrapper'
+    assert type(theirs.wrapper).__name__ == 'OptimWrapper'
+    ours()
+    theirs()
+    assert ours.log['loss'] == pytest.approx(theirs.log['loss'], rel=0.1)

@@ -67,6 +67,7 @@ def add_sizes(parser: argparse.ArgumentParser, *, dtype: bool = True) -> None:
 def add_step(parser: argparse.ArgumentParser) -> None:
     """Add the options of a training step."""
     add_sizes(parser)
+    parser.add_argument('--baseline-dtype', choices=DTYPES, help='that of the baseline, if it is another')
     parser.add_argument('--student', help='architecture')
     parser.add_argument('--teacher', help='architecture')
     parser.add_argument('--classes', type=int, nargs='+', help='sizes of the vocabulary, one measurement each')
