@@ -56,9 +56,10 @@ class Demo:
         folder = self.work_dir / step
         final = folder / 'final.pth'
         if not final.exists():
-            if config.startswith('regionclip'):
-                self._label_boxes()
             options = ['--cfg-options', f'randomness.seed={self.seed}', *self.options]
+            if config.startswith('regionclip'):
+                labels = self._label_boxes()
+                options += [f'model.nouns={labels}', f'train_dataloader.dataset.ann_file={labels}']
             self._run(step, 'train.py', CONFIGS / f'{config}.py', '--work-dir', folder, '--resume', *options)
             newest = Path((folder / 'last_checkpoint').read_text().strip())
             os.replace(newest, final)
@@ -74,15 +75,16 @@ class Demo:
             self._run(f'test {step}', 'test.py', *args, '--cfg-options', *options)
         return json.loads(figures.read_text())['metrics']
 
-    def _label_boxes(self) -> None:
+    def _label_boxes(self) -> Path:
         """Boxes with pseudo-labels by the student as it is before training; unless they are there."""
         annotations, config = self.data / 'annotations', CONFIGS / 'regionclip_tiny_miniworld.py'
-        target = annotations / 'pseudo_train2017.json'
+        target = self.work_dir / 'pseudo_train2017.json'
         if not target.exists():
             options = ['--random-boxes', 4, '--seed', self.seed, '--template', 'a photo of a {}.', '--vlm', config]
             options += ['--nouns', annotations / 'panoptic_train2017.json', '--image-folder', self.data / 'train2017']
             tool = 'dataset_converters/make_pseudo_labels.py'
             self._run('label boxes', tool, annotations / 'instances_train2017.json', target, *options)
+        return target
 
     def _run(self, step: str, tool: str, *args: object) -> None:
         log = self.work_dir / 'logs' / f'{step.replace(" ", "_")}.log'

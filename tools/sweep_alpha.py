@@ -20,8 +20,7 @@ from torch import Tensor
 from densevlm_mm.apis import add_common_arguments, check_config, close_process_group, load_config
 from densevlm_mm.evaluation.report import format_table, write_json
 from densevlm_mm.hooks.weight_ensemble_hook import read_raw_weights
-from densevlm_mm.vlm import VLM
-from densevlm_mm.vlm.checkpoints import load_checkpoint
+from densevlm_mm.models.vlm_model import VLMModel
 
 State = dict[str, Tensor]
 
@@ -39,20 +38,23 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def read_pair(vlm: VLM, student: str, original: str) -> tuple[State, State, int]:
+def read_pair(model: VLMModel, student: str, original: str) -> tuple[State, State, int]:
     """States of both checkpoints under the model's names, and how many tensors of the first are raw ones."""
-    states = []
-    for path in (student, original):
-        load_checkpoint(vlm, path)
-        states.append({name: value.clone() for name, value in vlm.state_dict().items()})
+    states = {}
+    for path in (original, student):  # the last one decides on dense mode and normalisation
+        model.load_weights(path)
+        states[path] = {name: value.clone() for name, value in model.vlm.state_dict().items()}
     raw = read_raw_weights(student)
-    states[0].update({name: value.to(states[0][name]) for name, value in raw.items()})
-    return *states, len(raw)
+    states[student].update({name: value.to(states[student][name]) for name, value in raw.items()})
+    return states[student], states[original], len(raw)
 
 
 def blend(student: State, original: State, alpha: float) -> State:
     """Interpolated weights; what is equal in both stays as it is, bit for bit."""
-    return {name: torch.lerp(original[name], student[name], alpha) for name in original}
+    return {
+        name: torch.lerp(value, student[name], alpha) if value.is_floating_point() else student[name]
+        for name, value in original.items()
+    }
 
 
 def sweep(runner: Runner, student: State, original: State, alphas: Sequence[float]) -> list[dict[str, float]]:
@@ -74,7 +76,7 @@ def main() -> None:
     check_config(cfg, train=False, files=[args.student, args.original])
     runner = Runner.from_cfg(cfg)
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    student, original, num_raw = read_pair(model.vlm, args.student, args.original)
+    student, original, num_raw = read_pair(model, args.student, args.original)
     if num_raw:
         runner.logger.info(f'{args.student}: its state_dict is a blend already; {num_raw} raw weights beside it taken')
     figures = sweep(runner, student, original, args.alphas)

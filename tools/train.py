@@ -10,7 +10,7 @@ import argparse
 
 from mmengine.runner import Runner, find_latest_checkpoint
 
-from densevlm_mm.apis import add_common_arguments, check_config, close_process_group, load_config
+from densevlm_mm.apis import add_common_arguments, check_config, close_process_group, load_config, start_from
 
 
 def parse_args() -> argparse.Namespace:
@@ -41,6 +41,7 @@ def main() -> None:
     checkpoint = find_latest_checkpoint(cfg.work_dir) if args.resume == 'auto' else args.resume
     if checkpoint is not None:
         cfg.resume, cfg.load_from = True, checkpoint
+    start_from(cfg)
     check_config(cfg)
     Runner.from_cfg(cfg).train()
     close_process_group()

@@ -5,7 +5,7 @@ from densevlm_mm.vlm import load_vlm
 from .check_config import ConfigError, check_config
 from .command_line import add_common_arguments, load_config
 from .distributed import close_process_group
-from .weights import load_weights
+from .weights import load_weights, start_from
 
 __all__ = [
     'ConfigError',
@@ -15,4 +15,5 @@ __all__ = [
     'load_config',
     'load_vlm',
     'load_weights',
+    'start_from',
 ]

@@ -11,6 +11,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from densevlm_mm.datasets import read_category_names
 from densevlm_mm.vlm import read_state_dict
 
 # What a missing file is and who publishes it, by file name or by a folder in its path.
@@ -61,6 +62,8 @@ def check_config(cfg: Config, *, train: bool = True, files: Sequence[str] = ()) 
     parts = ('train_dataloader', 'val_dataloader') if train else ('test_dataloader',)
     missing = [path for path in dict.fromkeys([*_input_paths(cfg, parts), *files]) if not Path(path).exists()]
     problems = [*_mistyped_keys(cfg), *(f'{path} does not exist' for path in missing)]
+    if train and not missing:
+        problems += _other_nouns(cfg)
     if problems:
         message = [f'{cfg.filename or "the config"} cannot run:', *problems]
         raise ConfigError('\n  '.join(message) + ''.join(f'\n{line}' for line in _sources(missing)))
@@ -77,6 +80,18 @@ def _mistyped_keys(cfg: Config) -> Iterator[str]:
         close = difflib.get_close_matches(key, known, n=1, cutoff=0.85)
         if close and key not in known:
             yield f'unknown key {key!r}: did you mean {close[0]!r}?'
+
+
+def _other_nouns(cfg: Config) -> Iterator[str]:
+    # two entries of the config name the nouns, and the labels of one would silently stand for those of the other
+    nouns, dataset = cfg.get('model', {}).get('nouns'), (cfg.get('train_dataloader') or {}).get('dataset', {})
+    if nouns is None or not dataset.get('ann_file'):
+        return
+    boxes = Path(dataset.get('data_root') or '', dataset['ann_file'])
+    if isinstance(nouns, str) and Path(nouns) == boxes:
+        return
+    if (read_category_names(nouns) if isinstance(nouns, str) else tuple(nouns)) != read_category_names(str(boxes)):
+        yield f'model.nouns ({nouns}) are not the categories of {boxes}, whose labels the model learns: set both'
 
 
 def _input_paths(cfg: Config, parts: Sequence[str]) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mmengine.config import Config
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
@@ -25,3 +26,14 @@ def load_weights(runner: Runner, checkpoint: str) -> None:
     else:
         read_state_dict(checkpoint)  # refuses code, which mmengine would run
         runner.load_checkpoint(checkpoint, strict=True)
+
+
+def start_from(cfg: Config) -> None:
+    """Turn ``load_from`` into the checkpoint of the model that trains, where there is a student or a `VLM`.
+
+    mmengine would load it loosely, and after teacher and class embeddings were made of other weights. A run that
+    resumes is left alone.
+    """
+    part = next((name for name in ('student', 'vlm') if name in cfg.get('model', {})), None)
+    if part is not None and cfg.get('load_from') and not cfg.get('resume'):
+        cfg.model[part].checkpoint, cfg.load_from = cfg.load_from, None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from zlib import crc32
 
 import numpy as np
 
@@ -54,7 +55,10 @@ def propose_boxes(
 
 def _random_boxes(image: dict, count: int, seed: int) -> list[list[float]]:
     """Boxes xywh inside an image, to whole hundredths of a pixel."""
-    generator = np.random.default_rng((seed, image['id']))
+    if not count:
+        return []
+    number = image['id'] if isinstance(image['id'], int) else crc32(str(image['id']).encode())
+    generator = np.random.default_rng((seed, number))
     size = np.array([image['width'], image['height']])
     sides = generator.uniform(*RANDOM_SIDES, (count, 2)) * size
     corners = generator.uniform(0, 1, (count, 2)) * (size - sides)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from densevlm_mm.vlm import VLM, class_embeddings
 from densevlm_mm.vlm.checkpoints import save_atomically
 
 from .box_dataset import sorted_categories
+from .image_file import BadImageError
 from .transforms import LoadImage, crop_image, enlarge_boxes
 
 Progress = Callable[[int, int], None]
@@ -129,7 +132,8 @@ def label_boxes(
 ) -> None:
     """Write a COCO-style file with a noun for each box.
 
-    The file appears when it is complete. Until then the labels of finished images gather in a journal beside it,
+    Boxes of images that cannot be decoded are left out, with a warning. The file appears when it is complete. Until
+    then the labels of finished images gather in a journal beside it,
     ``{path}.partial``; the same call goes on from there.
 
     Args:
@@ -152,15 +156,24 @@ def label_boxes(
     with _Journal(path.with_name(f'{path.name}.partial'), labeler.fingerprint(proposals)) as journal:
         for done, image_id in enumerate(boxes, start=1):
             if image_id not in journal.found:
-                image = LoadImage()({'img_path': str(folder / names[image_id])})['img']
-                corners = torch.tensor(boxes[image_id]).float()
-                corners[:, 2:] += corners[:, :2]
-                journal.add(image_id, *labeler(image, corners))
+                journal.add(image_id, *_label_image(folder / names[image_id], boxes[image_id], labeler))
             if progress is not None:
                 progress(done, len(boxes))
         content = _labelled(proposals, journal.found, labeler.nouns)
         save_atomically(path, lambda file: file.write(json.dumps(content, separators=(',', ':')).encode()))
         journal.path.unlink()
+
+
+def _label_image(path: Path, boxes: list, labeler: CropLabeler) -> tuple[list[int], list[float]]:
+    """Labels and scores of an image's boxes; none of a bad image, which training would pass over, too."""
+    try:
+        image = LoadImage()({'img_path': str(path)})['img']
+    except BadImageError as error:
+        warnings.warn(f'{error}; its boxes are left out', stacklevel=3)
+        return [], []
+    corners = torch.tensor(boxes).float()
+    corners[:, 2:] += corners[:, :2]
+    return labeler(image, corners)
 
 
 class _Journal:
@@ -201,7 +214,7 @@ def _labelled(proposals: dict, found: dict[int, tuple[list[int], list[float]]], 
     following = {image_id: zip(*labels_and_scores, strict=True) for image_id, labels_and_scores in found.items()}
     annotations = []
     for annotation in proposals['annotations']:
-        label, score = next(following[annotation['image_id']])
-        annotations.append({**annotation, 'category_id': label + 1, 'score': round(score, 4)})
+        for label, score in islice(following[annotation['image_id']], 1):  # none of a bad image
+            annotations.append({**annotation, 'category_id': label + 1, 'score': round(score, 4)})
     categories = [{'id': number, 'name': noun} for number, noun in enumerate(nouns, start=1)]
     return {'images': proposals['images'], 'annotations': annotations, 'categories': categories}

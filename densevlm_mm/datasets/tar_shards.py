@@ -19,6 +19,8 @@ from densevlm_mm.vlm.text_embeddings import cache_dir
 
 from .image_file import IMAGE_SUFFIXES
 
+# Raise it when the same file comes to have another index.
+_FORMAT = 1
 _THREADS = 8  # reading headers all over a file is mostly waiting
 
 
@@ -59,7 +61,7 @@ def shard_index(path: str) -> ShardIndex:
         ValueError: See `index_shards`.
     """
     stat = os.stat(path)
-    key = repr((os.path.realpath(path), stat.st_size, stat.st_mtime_ns, IMAGE_SUFFIXES))
+    key = repr((os.path.realpath(path), stat.st_size, stat.st_mtime_ns, IMAGE_SUFFIXES, _FORMAT))
     cached = cache_dir() / 'shards' / f'{hashlib.sha256(key.encode()).hexdigest()}.npz'
     try:
         with np.load(cached, allow_pickle=False) as arrays:
@@ -147,4 +149,5 @@ def _is_image(member: tarfile.TarInfo) -> bool:
 
 
 def _has_image_suffix(name: str | Path) -> bool:
-    return PurePath(name).suffix.lower() in IMAGE_SUFFIXES
+    path = PurePath(name)
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith('.')  # as macOS packs them beside images

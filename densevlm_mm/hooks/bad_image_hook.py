@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mmengine.dist import all_gather_object
-from mmengine.hooks import Hook
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.runner import Runner
 
 from densevlm_mm.registry import HOOKS
@@ -23,6 +23,7 @@ class BadImageHook(Hook):
     resumed run goes on counting.
 
     Args:
+        interval: Iterations after which the processes tell each other what they saw; also before each checkpoint.
         max_share: Share of bad images among all that were read, above which the run ends.
         min_images: Images to read before that share is looked at.
 
@@ -30,12 +31,14 @@ class BadImageHook(Hook):
         ValueError: ``max_share`` is not in 0..1.
     """
 
-    def __init__(self, *, max_share: float = 0.01, min_images: int = 1000) -> None:
+    def __init__(self, *, interval: int = 50, max_share: float = 0.01, min_images: int = 1000) -> None:
         if not 0 <= max_share <= 1:
             raise ValueError(f'max_share must be in 0..1, got {max_share}')
+        self.interval = interval
         self.max_share = max_share
         self.min_images = min_images
         self.counts: dict[str, Any] = {}
+        self._used, self._seen = 0, []
 
     def before_train(self, runner: Runner) -> None:
         """Begin to count, or go on where the resumed run stood."""
@@ -45,14 +48,27 @@ class BadImageHook(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Mapping[str, Any] | None = None
     ) -> None:
-        """Count this batch.
+        """Count this batch, and every so often those of all processes.
 
         Raises:
             RuntimeError: On every process alike, if too many images are bad.
         """
         samples = data_batch['data_samples']
-        # at every iteration, that the counts of a checkpoint are complete; what is sent is next to nothing
-        for used, events in all_gather_object((len(samples), list(_events(samples)))):
+        self._used += len(samples)
+        self._seen += _events(samples)
+        if self._is_due(runner):
+            self._gather(runner)
+
+    def _is_due(self, runner: Runner) -> bool:
+        # sending waits for the device; but the counts of a checkpoint must be complete
+        checkpoints = [hook.interval for hook in runner.hooks if isinstance(hook, CheckpointHook) and not hook.by_epoch]
+        intervals = (self.interval, *checkpoints)
+        return self.is_last_train_iter(runner) or any(self.every_n_train_iters(runner, n) for n in intervals)
+
+    def _gather(self, runner: Runner) -> None:
+        parts = all_gather_object((self._used, self._seen))
+        self._used, self._seen = 0, []
+        for used, events in parts:
             self.counts['used'] += used
             for what, kind, path in events:
                 self._count(runner, what, kind, path)

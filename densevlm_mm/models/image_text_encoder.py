@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch.nn.functional as F
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
@@ -41,7 +42,10 @@ class ImageTextEncoder(VLMModel):
         """
         captions = [sample.captions for sample in data_samples]
         tokens = self.vlm.tokenize([text for texts in captions for text in texts])
-        texts = self.vlm.encode_text(tokens).float().split([len(texts) for texts in captions])
-        for sample, image, text in zip(data_samples, self.vlm.encode_image(inputs).float(), texts, strict=True):
+        # normalised in fp32, whatever the towers' precision is
+        texts = F.normalize(self.vlm.encode_text(tokens, normalize=False).float(), dim=-1)
+        images = F.normalize(self.vlm.encode_image(inputs, normalize=False).float(), dim=-1)
+        texts = texts.split([len(texts) for texts in captions])
+        for sample, image, text in zip(data_samples, images, texts, strict=True):
             sample.image_embedding, sample.text_embeddings = image, text
         return data_samples

@@ -73,14 +73,14 @@ class RegionModel(VLMModel):
         regions = [sample.gt_regions for sample in data_samples]
         boxes, _ = pad_regions([r.boxes for r in regions])
         masks, _ = pad_regions([r.masks for r in regions])
-        box_logits = F.normalize(pool_boxes(dense, boxes.to(dense.device)), dim=-1) @ texts.T
-        mask_logits = pool_masks(dense, masks.to(dense.device)) @ texts.T
+        box_logits = cosines(pool_boxes(dense, boxes.to(dense.device)), texts)
+        mask_logits = cosines(pool_masks(dense, masks.to(dense.device)), texts)
         for sample, boxed, masked in zip(data_samples, box_logits, mask_logits, strict=True):
             count = len(sample.gt_regions.boxes)
             sample.set_metainfo({'vocabulary': self.eval_vocabulary.names})
             sample.pred_regions = InstanceData(box_logits=boxed[:count], mask_logits=masked[:count])
         if all('crops' in r for r in regions):
-            crop_logits = self.encode_crops([r.crops for r in regions]) @ texts.T
+            crop_logits = cosines(self.encode_crops([r.crops for r in regions]), texts)
             for sample, cropped in zip(data_samples, crop_logits.split([len(r) for r in regions]), strict=True):
                 sample.pred_regions.crop_logits = cropped
         return data_samples
@@ -110,6 +110,15 @@ class RegionModel(VLMModel):
             texts = embed(self.vlm, self.eval_vocabulary, self.eval_templates)
             self._eval_text = F.normalize(texts.float(), dim=-1)
         return self._eval_text
+
+
+def cosines(features: Tensor, texts: Tensor) -> Tensor:
+    """Cosines ``(..., K)`` of features (..., C) with L2-normalised texts (K, C), in fp32 also under autocast.
+
+    In half precision, classes of a large vocabulary would tie.
+    """
+    with torch.autocast(features.device.type, enabled=False):
+        return F.normalize(features.float(), dim=-1) @ texts.T
 
 
 @MODELS.register_module()

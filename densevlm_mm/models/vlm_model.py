@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.model import BaseModel
+from mmengine.registry import MODELS
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
@@ -33,6 +34,18 @@ class VLMModel(BaseModel):
     def __init__(self, vlm: VLM, *, data_preprocessor: Mapping | None = None) -> None:
         super().__init__(data_preprocessor=data_preprocessor or normalization_of(vlm.visual))
         self.vlm = vlm
+        self._normalizes_for_tower = not data_preprocessor
+
+    @property
+    def pixels(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation, of pixels in 0..1, by which images enter `forward`."""
+        if self._normalizes_for_tower:
+            return self.vlm.visual.mean, self.vlm.visual.std
+        preprocessor = self.data_preprocessor
+        if not getattr(preprocessor, '_enable_normalize', False):
+            return (0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255)
+        mean, std = (tuple((values.flatten() / 255).tolist()) for values in (preprocessor.mean, preprocessor.std))
+        return mean, std
 
     def load_weights(self, path: str | Path) -> None:
         """Load a checkpoint of any supported format into the evaluated model, strictly.
@@ -41,6 +54,9 @@ class VLMModel(BaseModel):
             CheckpointError: See `densevlm_mm.vlm.checkpoints.load_checkpoint`.
         """
         load_checkpoint(self.vlm, path, adopt_mode=self.adopt_mode)
+        if self._normalizes_for_tower:  # the file may say by which mean and standard deviation
+            preprocessor = MODELS.build(normalization_of(self.vlm.visual))
+            self.data_preprocessor = preprocessor.to(self.data_preprocessor.device)
 
     def forward(
         self, inputs: Tensor, data_samples: list[BaseDataElement] | None = None, mode: str = 'tensor'

@@ -146,7 +146,7 @@ def load_checkpoint(vlm: VLM, path: str | Path | Checkpoint, *, adopt_mode: bool
     Args:
         vlm: Model of the checkpoint's architecture.
         path: See `read_state_dict`, or what `read_checkpoint` gave.
-        adopt_mode: Rather than warn, switch the model to the dense mode that the file names.
+        adopt_mode: Rather than warn, switch the model to the dense mode that the file names, 'value' if none.
 
     Raises:
         CheckpointError: Listing the missing, unexpected and mis-shaped keys.
@@ -154,14 +154,14 @@ def load_checkpoint(vlm: VLM, path: str | Path | Checkpoint, *, adopt_mode: bool
     checkpoint = path if isinstance(path, Checkpoint) else read_checkpoint(path)
     vlm.load_state_dict(fit_to_model(checkpoint, vlm))
     _adopt_normalization(vlm, checkpoint)
-    mode = checkpoint.dense_mode
-    if mode is None or mode == vlm.dense_mode:
+    mode = checkpoint.dense_mode or ('value' if adopt_mode else vlm.dense_mode)
+    if mode == vlm.dense_mode:
         return
     if not adopt_mode:
         warnings.warn(
             f'{checkpoint.path} was trained in dense mode {mode!r}, but the model makes dense features in mode '
-            f"{vlm.dense_mode!r}, which its weights were not trained for: give dense_mode='{mode}' "
-            f'(--cfg-options model.vlm.dense_mode={mode})',
+            f"{vlm.dense_mode!r}, which its weights were not trained for: give dense_mode='{mode}' where the config "
+            f'names this model (--cfg-options model.vlm.dense_mode={mode}; or model.student, model.backbone)',
             stacklevel=2,
         )
         return
@@ -181,8 +181,10 @@ def fit_to_model(checkpoint: Checkpoint, vlm: VLM) -> dict[str, Tensor]:
     """Tensors of a checkpoint under the names of a model and in their order; dtypes are left alone.
 
     Raises:
-        CheckpointError: Listing the missing keys by the model's names, the others by the file's.
+        CheckpointError: Listing the missing keys by the model's names, the others by the file's; or because the file
+            says that its activation or number of heads is another.
     """
+    _check_what_no_shape_shows(checkpoint, vlm)
     state, expected = rename_keys(checkpoint.state, vlm), vlm.state_dict()
     theirs: dict[str, list[str]] = {}
     for key in checkpoint.state:
@@ -202,6 +204,32 @@ def fit_to_model(checkpoint: Checkpoint, vlm: VLM) -> dict[str, Tensor]:
         listings = ''.join(_listing(title, keys) for title, keys in faults.items())
         raise CheckpointError(f'{checkpoint.path} does not fit this architecture{listings}\n{_advice(checkpoint)}')
     return {name: state[name] for name in expected}
+
+
+def _check_what_no_shape_shows(checkpoint: Checkpoint, vlm: VLM) -> None:
+    """Compare activation and heads with what the file says of itself; OpenAI's own archives are QuickGELU's."""
+    stored, ours = checkpoint.vlm_meta.get('arch'), _traceless(vlm.config)
+    if isinstance(stored, Mapping):
+        theirs = _traceless(stored)
+    elif file_format(checkpoint.path) == 'TorchScript':
+        theirs = {**ours, 'quick_gelu': True}
+    else:
+        return
+    wrong = [f'{key}: {theirs[key]} in the file, {ours[key]} in the model' for key in ours if theirs[key] != ours[key]]
+    if wrong:
+        raise CheckpointError(
+            f'{checkpoint.path} does not fit this architecture{_listing("different", wrong)}\n'
+            "Give the arch that the file was trained with (open_clip's names of QuickGELU models end in -quickgelu)."
+        )
+
+
+def _traceless(config: Mapping[str, Any]) -> dict[str, Any]:
+    vision, text = config.get('vision_cfg', {}), config.get('text_cfg', {})
+    return {
+        'quick_gelu': bool(config.get('quick_gelu', False)),
+        'vision_cfg.head_width': vision.get('head_width', 64),
+        'text_cfg.heads': text.get('heads', 8),
+    }
 
 
 def rename_keys(state: Mapping[str, Tensor], vlm: VLM) -> dict[str, Tensor]:

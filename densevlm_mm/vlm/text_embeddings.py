@@ -56,7 +56,9 @@ def compute_class_embeddings(
         return average_synonyms(compute_class_embeddings(vlm, phrases, templates), classes)
     prompts = [fill_template(template, name) for name in names for template in get_templates(templates)]
     chunks = [prompts[i : i + _CHUNK] for i in range(0, len(prompts), _CHUNK)]
-    embeddings = torch.cat([vlm.encode_text(vlm.tokenize(chunk)).float() for chunk in chunks])
+    # what is cached may not depend on the precision in which somebody happens to evaluate
+    with torch.autocast(vlm.device.type, enabled=False):
+        embeddings = torch.cat([vlm.encode_text(vlm.tokenize(chunk)).float() for chunk in chunks])
     return embeddings.unflatten(0, (len(names), -1)).mean(1)
 
 

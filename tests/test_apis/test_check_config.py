@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -172,3 +173,17 @@ def test_a_file_to_resume_that_holds_code_is_refused(config, tmp_path, monkeypat
     with pytest.raises(CheckpointError, match='last.pth is refused: reading it would run'):
         check_config(config)
     assert not (tmp_path / 'ran').exists()
+
+
+def test_nouns_must_be_the_categories_of_the_boxes(tmp_path):
+    for name, nouns in (('a', ['cat', 'dog']), ('b', ['dog', 'cat'])):
+        categories = [{'id': i, 'name': noun} for i, noun in enumerate(nouns)]
+        (tmp_path / f'{name}.json').write_text(json.dumps({'categories': categories}))
+    dataset = {'data_root': str(tmp_path), 'ann_file': 'a.json'}
+    cfg = Config({'model': {'nouns': str(tmp_path / 'b.json')}, 'train_dataloader': {'dataset': dataset}})
+    with pytest.raises(ConfigError, match='b.json.* are not the categories of .*a.json.*set both'):
+        check_config(cfg)
+    cfg.model.nouns = str(tmp_path / 'a.json')
+    check_config(cfg)
+    cfg.model.nouns = ['cat', 'dog']
+    check_config(cfg)

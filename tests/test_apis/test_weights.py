@@ -7,10 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.runner import Runner
 from torch import nn
 
-from densevlm_mm.apis import load_weights
+from densevlm_mm.apis import load_weights, start_from
 from densevlm_mm.models import RegionClassifier
 from densevlm_mm.vlm import load_vlm
 
@@ -67,3 +68,13 @@ def test_other_models_load_strictly_too(tmp_path):
     torch.save({'state_dict': {'weight': state['weight']}}, tmp_path / 'part.pth')
     with pytest.raises(RuntimeError, match='missing keys in source state_dict: bias'):
         load_weights(runner, str(tmp_path / 'part.pth'))
+
+
+def test_load_from_becomes_the_checkpoint_of_what_trains():
+    cfg = Config({'model': {'student': {'checkpoint': 'a.pt'}, 'teacher': {}}, 'load_from': 'b.pt', 'resume': False})
+    start_from(cfg)
+    assert (cfg.model.student.checkpoint, cfg.load_from) == ('b.pt', None)
+    for untouched in ({'model': {'type': 'X'}, 'load_from': 'b.pt'}, {**cfg, 'load_from': 'c.pt', 'resume': True}):
+        cfg = Config(untouched)
+        start_from(cfg)
+        assert cfg.load_from == untouched['load_from']

@@ -70,3 +70,10 @@ def test_unusable_input(change, options, message):
     change(broken)
     with pytest.raises(ValueError, match=message):
         propose_boxes(broken, **options)
+
+
+def test_images_may_have_names_instead_of_numbers():
+    content = {'images': [{'id': 'ADE_val_1', 'width': 40, 'height': 30}]}
+    assert len(propose_boxes(content, keep=False, grid=(2, 2))['annotations']) == 4
+    first, second = (propose_boxes(content, keep=False, random_boxes=3)['annotations'] for _ in range(2))
+    assert first == second and len(first) == 3

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -131,3 +132,15 @@ def test_files_without_nouns(tmp_path):
         read_nouns(write(tmp_path / 'b.json', ['car', 'car']))
     with pytest.raises(FileNotFoundError, match='gone.txt'):
         read_nouns(tmp_path / 'gone.txt')
+
+
+def test_boxes_of_a_bad_image_are_left_out(labeler, proposals, miniworld, tmp_path):
+    bad = proposals['images'][0]
+    shutil.copytree(miniworld / 'train2017', tmp_path / 'images')
+    path = tmp_path / 'images' / bad['file_name']
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.warns(UserWarning, match=f'{bad["file_name"]}.*its boxes are left out'):
+        label_boxes(proposals, tmp_path / 'images', labeler, tmp_path / 'labels.json')
+    labelled = json.loads((tmp_path / 'labels.json').read_text())['annotations']
+    kept = [a for a in proposals['annotations'] if a['image_id'] != bad['id']]
+    assert [a['bbox'] for a in labelled] == [a['bbox'] for a in kept]

@@ -192,3 +192,10 @@ def test_tool(images, tmp_path, capsys):
     assert (
         'exists; remove it' in errors and 'per_shard must be positive' in errors and 'no image in this folder' in errors
     )
+
+
+def test_what_macos_packs_beside_images_is_no_image(tmp_path):
+    with tarfile.open(tmp_path / 'mac.tar', 'w') as tar:
+        for name in ('x.jpg', '._x.jpg', '__MACOSX/._y.jpg'):
+            add(tar, name, b'content')
+    assert scan_shard(str(tmp_path / 'mac.tar')).names.tolist() == [b'x.jpg']

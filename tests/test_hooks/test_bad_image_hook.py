@@ -5,6 +5,7 @@ import logging
 
 import pytest
 import torch
+from mmengine.hooks import CheckpointHook
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.structures import BaseDataElement
 
@@ -18,6 +19,7 @@ class Runner:
     """What the hook sees of one."""
 
     def __init__(self) -> None:
+        self.iter, self.max_iters, self.hooks = 0, 1000, []
         self.message_hub = MessageHub.get_instance(next(names))
         self.logger = MMLogger(next(names), logger_name='bad', log_level='INFO')
         self.said: list[tuple[str, str]] = []
@@ -38,7 +40,7 @@ def start():
     """Builds the hook and begins training."""
 
     def build(runner: Runner | None = None, **options) -> tuple[BadImageHook, Runner]:
-        hook, runner = HOOKS.build({'type': 'densevlm_mm.BadImageHook', **options}), runner or Runner()
+        hook, runner = HOOKS.build({'type': 'densevlm_mm.BadImageHook', 'interval': 1, **options}), runner or Runner()
         hook.before_train(runner)
         return hook, runner
 
@@ -120,3 +122,13 @@ def test_counts_of_all_processes(start, monkeypatch):
 def test_share_out_of_range(share):
     with pytest.raises(ValueError, match='max_share'):
         BadImageHook(max_share=share)
+
+
+def test_processes_speak_now_and_then_and_before_each_checkpoint(start):
+    hook, runner = start(interval=4)
+    runner.hooks, runner.max_iters = [CheckpointHook(interval=3, by_epoch=False)], 10
+    counted = []
+    for runner.iter in range(10):
+        hook.after_train_iter(runner, runner.iter, batch(1))
+        counted.append(hook.counts['used'])
+    assert counted == [0, 0, 3, 4, 4, 6, 6, 8, 9, 10]

@@ -97,3 +97,22 @@ def test_wrapped_models_say_it_too(tiny_arch):
     VLMMetaHook().before_save_checkpoint(runner, checkpoint)
     assert checkpoint['meta']['vlm']['dense_mode'] == 'value'
     assert checkpoint['meta']['epoch'] == 1
+
+
+@pytest.mark.parametrize(
+    ('checkpoint', 'message'),
+    [
+        ({'state_dict': {'visual.a': 1}}, "give the file as `checkpoint` of the config's student"),
+        ({'state_dict': {'vlm.a': 1}, 'meta': {'vlm': {'dense_mode': 'csa'}}}, "give dense_mode='csa' there"),
+    ],
+)
+def test_files_that_mmengine_would_load_loosely_are_refused(tiny_arch, checkpoint, message):
+    runner = SimpleNamespace(model=Student(load_vlm(tiny_arch())))
+    with pytest.raises(ValueError, match=message):
+        VLMMetaHook().after_load_checkpoint(runner, checkpoint)
+
+
+def test_fitting_files_and_other_models_are_let_through(tiny_arch):
+    fitting = {'state_dict': {'module.vlm.a': 1}, 'meta': {'vlm': {'dense_mode': 'value'}}}
+    VLMMetaHook().after_load_checkpoint(SimpleNamespace(model=Student(load_vlm(tiny_arch()))), fitting)
+    VLMMetaHook().after_load_checkpoint(SimpleNamespace(model=Other()), {'state_dict': {'backbone.a': 1}})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,15 @@ import torch
 from densevlm_mm.hooks.weight_ensemble_hook import read_raw_weights
 from densevlm_mm.models import region_classifier
 from densevlm_mm.vlm import load_vlm, text_embeddings
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_counters_of_batch_norms_are_not_blended():
+    module = runpy.run_path(str(ROOT / 'tools' / 'sweep_alpha.py'))
+    student, original = ({'w': torch.full((2,), v), 'seen': torch.tensor(int(v))} for v in (3.0, 1.0))
+    blended = module['blend'](student, original, 0.5)
+    assert blended['w'].tolist() == [2.0, 2.0] and blended['seen'] == 3
 
 
 @pytest.fixture

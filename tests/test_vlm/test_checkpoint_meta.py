@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +75,7 @@ def test_the_dense_mode_is_the_file_s_unless_asked_for(word_arch, trained_in, st
 
 def test_another_dense_mode_than_trained_is_warned_of(word_arch, word_vlm, trained_in):
     file = trained_in('csa')
-    wanted = r"trained.pth was trained in dense mode 'csa'.* in mode 'qq'.*dense_mode='csa' \(--cfg-options model"
+    wanted = r"trained.pth was trained in dense mode 'csa'.* in mode 'qq'.*dense_mode='csa' where the config names this model"
     with pytest.warns(UserWarning, match=wanted):
         assert load_vlm(word_arch, file, dense_mode='qq').dense_mode == 'qq'
     with pytest.warns(UserWarning, match="'csa'.* in mode 'value'"):
@@ -85,3 +86,17 @@ def test_another_dense_mode_than_trained_is_warned_of(word_arch, word_vlm, train
 def test_an_unknown_dense_mode_in_a_file(word_arch, trained_in):
     with pytest.raises(CheckpointError, match="trained.pth was trained in dense mode 'magic', but EvaTower has no"):
         load_vlm(word_arch, trained_in('magic'))
+
+
+@pytest.mark.parametrize(
+    ('part', 'key', 'value'),
+    [(None, 'quick_gelu', True), ('vision_cfg', 'head_width', 48), ('text_cfg', 'heads', 4)],
+)
+def test_what_no_shape_shows_is_compared(tiny_arch, tmp_path, part, key, value):
+    other = copy.deepcopy(tiny_arch('eva'))
+    (other if part is None else other[part])[key] = value
+    torch.save(
+        {'meta': {'vlm': {'arch': other}}, 'state_dict': load_vlm(tiny_arch('eva')).state_dict()}, tmp_path / 'o.pth'
+    )
+    with pytest.raises(CheckpointError, match=f'{key}: {value} in the file'):
+        load_vlm(tiny_arch('eva'), tmp_path / 'o.pth')

@@ -51,7 +51,7 @@ def fill(cfg: Config, model: DenseVLM) -> None:
         if is_main_process():
             total, free = size.images * size.image_bytes / 1e9, size.free_bytes / 1e9
             print(f'{size.folder}: {size.images:,} images of {size.image_bytes:,} bytes, {total:.1f} GB in all')
-            print(f'{size.stored:,} are stored, {size.missing_bytes / 1e9:.1f} GB are to come, {free:.1f} GB are free')
+            print(f'{size.stored:,} are stored, of this or other data sets; {free:.1f} GB are free')
         if size.missing_bytes > size.free_bytes:
             raise ValueError(f'{size.folder}: the disk is too small; make room or choose another folder')
         images, made = fill_teacher_cache(model, loader, show_progress)

@@ -38,7 +38,8 @@ class DenseVLMBackbone(BaseModule):
             tower is frozen. None and 0 freeze it all.
         frozen_stages: MMDetection's way to say the same: freeze the stem and the first so many blocks; -1
             lets the stem train, too. The final norm and projection always stay frozen. Excludes `trainable`.
-        dense_mode: How the last block works; see `load_vlm`.
+        dense_mode: How the last block works; see `load_vlm`. Without `checkpoint`, name it unless it is 'value': a
+            detector's file does not.
         with_dense: Append the final dense map, in the image-text space and L2-normalised per cell.
         init_cfg: Must be None: weights come strictly from `checkpoint`.
         pretrained: Must be None. MMSegmentation hands its segmentors' ``pretrained`` down to the backbone.

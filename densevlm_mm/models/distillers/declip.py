@@ -15,7 +15,6 @@ from densevlm_mm.vlm.region_pooling import pool_boxes
 from .base import batch_boxes
 from .clipself import CropDistiller
 from .pixels import Renormalize
-from .teachers import statistics
 
 
 @MODELS.register_module()
@@ -67,7 +66,7 @@ class DeCLIP(CropDistiller):
         self.student.visual.set_trainable(student['trainable_blocks'], self.student.dense_mode, context)
         self.context = context
         foundation_model = MODELS.build(foundation)
-        self.to_foundation = Renormalize(statistics(self.student.visual), foundation_model.pixels)
+        self.to_foundation = Renormalize(self.pixels, foundation_model.pixels)
         self.hold_teacher(nn.ModuleDict({'crops': self.teacher, 'foundation': foundation_model}))
         self.content_loss = MODELS.build(content_loss)
         self.context_loss = MODELS.build(context_loss)

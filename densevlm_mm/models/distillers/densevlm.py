@@ -19,7 +19,7 @@ from densevlm_mm.vlm.factory import resolve_dtype
 
 from .base import RegionDistiller, batch_boxes
 from .teacher_cache import TeacherCache
-from .teachers import FrozenDenseTeacher, load_on_device, statistics
+from .teachers import FrozenDenseTeacher, load_on_device
 
 
 @MODELS.register_module()
@@ -72,7 +72,7 @@ class DenseVLM(RegionDistiller):
         files = dict(text_embeddings or {})
         if set(files) - {'student', 'teacher'}:
             raise ValueError(f"text_embeddings has the keys 'student' and 'teacher', got {sorted(files)}")
-        self._teacher_config, self._pixels = teacher, statistics(self.student.visual)
+        self._teacher_config, self._pixels = teacher, self.pixels
         self.cache: TeacherCache | None = None
         teacher_vlm = self._prepare_teacher(teacher_cache, data_preprocessor)
         names, device = self.vocabulary.names, teacher.get('device', get_device())
