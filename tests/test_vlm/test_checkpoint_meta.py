@@ -75,7 +75,7 @@ def test_the_dense_mode_is_the_file_s_unless_asked_for(word_arch, trained_in, st
 
 def test_another_dense_mode_than_trained_is_warned_of(word_arch, word_vlm, trained_in):
     file = trained_in('csa')
-    wanted = r"trained.pth was trained in dense mode 'csa'.* in mode 'qq'.*dense_mode='csa' where the config names this model"
+    wanted = "trained.pth was trained in dense mode 'csa'.* in mode 'qq'.*dense_mode='csa' where the config names this"
     with pytest.warns(UserWarning, match=wanted):
         assert load_vlm(word_arch, file, dense_mode='qq').dense_mode == 'qq'
     with pytest.warns(UserWarning, match="'csa'.* in mode 'value'"):
