@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from densevlm_mm.vlm import CheckpointError, load_vlm, read_meta, read_state_dict
-from densevlm_mm.vlm.checkpoints import load_checkpoint
+from densevlm_mm.vlm import CheckpointError, checkpoints, load_vlm, read_meta, read_state_dict
+from densevlm_mm.vlm.checkpoints import load_checkpoint, read_checkpoint
 
 STATE = {'visual.a': torch.arange(3.0), 'logit_scale': torch.tensor(4.6)}
 META = {'arch': {'embed_dim': 12, 'text_cfg': {'words': ['a', 'cat']}}, 'dense_mode': 'csa', 'version': '1.0'}
@@ -100,3 +100,13 @@ def test_what_no_shape_shows_is_compared(tiny_arch, tmp_path, part, key, value):
     )
     with pytest.raises(CheckpointError, match=f'{key}: {value} in the file'):
         load_vlm(tiny_arch('eva'), tmp_path / 'o.pth')
+
+
+def test_openais_archives_want_quickgelu(tiny_arch, tmp_path, monkeypatch):
+    vlm = load_vlm({**tiny_arch('openai'), 'quick_gelu': False})
+    torch.save(vlm.state_dict(), tmp_path / 'weights.pt')
+    checkpoint = read_checkpoint(tmp_path / 'weights.pt')
+    load_checkpoint(vlm, checkpoint)
+    monkeypatch.setattr(checkpoints, 'file_format', lambda path: 'TorchScript')
+    with pytest.raises(CheckpointError, match='quick_gelu: True in the file.*\n.*-quickgelu'):
+        load_checkpoint(vlm, checkpoint)
