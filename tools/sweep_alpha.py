@@ -87,8 +87,8 @@ def main() -> None:
         entries = [{'alpha': alpha, 'metrics': figure} for alpha, figure in zip(args.alphas, figures, strict=True)]
         write_json(out, {'student': args.student, 'original': args.original, 'raw': bool(num_raw), 'sweep': entries})
         print(f'written: {out}')
-    close_process_group()
 
 
 if __name__ == '__main__':
     main()
+    close_process_group()

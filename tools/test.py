@@ -34,8 +34,8 @@ def main() -> None:
     if args.out:
         runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
     runner.test()
-    close_process_group()
 
 
 if __name__ == '__main__':
     main()
+    close_process_group()

@@ -44,8 +44,8 @@ def main() -> None:
     start_from(cfg)
     check_config(cfg)
     Runner.from_cfg(cfg).train()
-    close_process_group()
 
 
 if __name__ == '__main__':
     main()
+    close_process_group()

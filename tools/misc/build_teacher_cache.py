@@ -55,7 +55,8 @@ def fill(cfg: Config, model: DenseVLM) -> None:
         if size.missing_bytes > size.free_bytes:
             raise ValueError(f'{size.folder}: the disk is too small; make room or choose another folder')
         images, made = fill_teacher_cache(model, loader, show_progress)
-    print(f'done: {images:,} images, of which {made:,} were new')
+    if is_main_process():
+        print(f'done: {images:,} images, of which {made:,} were new')
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -69,9 +70,10 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
-    close_process_group()
     return 0
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    if failed := main():
+        sys.exit(failed)
+    close_process_group()
