@@ -87,7 +87,7 @@ class ProjectStep(TrainingStep):
     def __init__(self, options: StepOptions, batches: Iterator[dict], folder: Path) -> None:
         super().__init__(options, batches)
         model = self.model = build_distiller(options, folder)
-        recipe = dict(optimizer=dict(type='AdamW', **ADAMW), constructor=CONSTRUCTOR)
+        recipe = dict(optimizer=dict(type='AdamW', **ADAMW, fused=True), constructor=CONSTRUCTOR)
         self.wrapper = build_optim_wrapper(model, {**_wrapper_config(options), **recipe})
         model.data_preprocessor.register_forward_hook(self._end_of('transfer'))
         # what comes before the student's first layer is the teacher, or its cache

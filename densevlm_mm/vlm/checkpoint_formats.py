@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -28,6 +27,7 @@ from .checkpoints import (
     rename_keys,
     save_atomically,
 )
+from .digest import sha256
 from .factory import resolve_dtype
 from .model import VLM
 from .positions import rotary_table
@@ -161,15 +161,6 @@ def rope_buffers(vlm: VLM, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     owners = ['visual.rope', *(f'visual.blocks.{i}.attn.rope' for i in range(len(tower.blocks)))]
     tables = {'freqs_cos': cos, 'freqs_sin': sin}
     return {f'{owner}.{name}': values.clone() for owner in owners for name, values in tables.items()}
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open('rb') as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _check_target(source: Path, target: Path, to: str) -> None:

@@ -14,7 +14,7 @@ from open_clip import CLIPTextCfg, CLIPVisionCfg, get_model_config, list_models
 from timm.layers import to_2tuple
 
 from .architectures import resolve_arch
-from .checkpoint_formats import sha256
+from .digest import sha256
 from .checkpoints import META_KEY, file_format, read_checkpoint
 from .tower_sizes import text_sizes, vision_sizes
 

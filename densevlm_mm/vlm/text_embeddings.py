@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .checkpoints import save_atomically
+from .digest import state_digest
 from .prompts import fill_template, get_templates
 from .vocabulary import Vocabulary
 
@@ -170,9 +171,7 @@ def _content_key(vlm: VLM, names: Sequence[str], templates: Sequence[str]) -> st
     prompts = [[fill_template(template, name) for template in templates] for name in names]
     digest = hashlib.sha256(json.dumps([prompts, vlm.text_config]).encode())
     digest.update(repr(vlm.tokenize([fill_template(t, n) for n in names[:1] for t in templates]).tolist()).encode())
-    for name, value in sorted(vlm.text.state_dict().items()):
-        digest.update(f'{name} {value.dtype} {tuple(value.shape)}'.encode())
-        digest.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy())
+    digest.update(state_digest(vlm.text.state_dict()).encode())
     return digest.hexdigest()[:32]
 
 

@@ -204,6 +204,15 @@ def test_dense_map_is_that_of_the_vlm(family, mode):
     assert backbone.out_channels[-1] == vlm.embed_dim
 
 
+@pytest.mark.parametrize('strides', [None, STRIDES])
+@pytest.mark.parametrize('family', FAMILIES)
+def test_channels_come_first_in_memory(family, strides):
+    """mmcv's RoIAlign takes that for granted, and reads any other tensor wrongly without a word."""
+    with torch.no_grad():
+        outputs = make_backbone(family, strides=strides, with_dense=True)(torch.randn(2, 3, 48, 64))
+    assert [output.is_contiguous() for output in outputs] == [True] * 5
+
+
 def test_dense_map_alone():
     backbone = make_backbone(checkpoint=checkpoint('eva'), out_indices=(), strides=None, with_dense=True)
     images = torch.randn(1, 3, 64, 64)

@@ -30,7 +30,8 @@ from densevlm_mm.vlm import (
     read_state_dict,
 )
 from densevlm_mm.vlm.architectures import resolve_arch
-from densevlm_mm.vlm.checkpoint_formats import _open_clip_names, sha256
+from densevlm_mm.vlm.checkpoint_formats import _open_clip_names
+from densevlm_mm.vlm.digest import sha256
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 TEXT = {'context_length': 9, 'vocab_size': 20, 'width': 16, 'heads': 2, 'layers': 1}

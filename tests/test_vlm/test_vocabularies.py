@@ -29,6 +29,7 @@ SHIPPED = {
     'objects365_v1': (365, 365, 'person', 'flashlight'),
     'objects365_v2': (365, 365, 'Person', 'Table Tennis '),
     'ov_coco': (80, 80, 'person', 'toothbrush'),
+    'ov_coco_65': (65, 65, 'person', 'toothbrush'),
     'ov_lvis': (1203, 1203, 'aerosol_can', 'zucchini'),
     'pascal_context59': (59, 40, 'aeroplane', 'wood'),
     'pascal_context60': (60, 40, 'background', 'wood'),
@@ -116,6 +117,13 @@ def test_ov_coco_shifts_no_label():
         assert list(part.indices) == sorted(part.indices)
     assert {'airplane', 'cat', 'scissors'} <= set(novel.names)
     assert {'person', 'toothbrush'} <= set(base.names)
+
+
+def test_ov_coco_65_is_its_split_alone():
+    whole, part = (Vocabulary.from_name(name) for name in ('ov_coco', 'ov_coco_65'))
+    kept = [(name, split) for name, split in zip(whole.names, whole.split, strict=True) if split]
+    assert list(zip(part.names, part.split, strict=True)) == kept
+    assert (len(part.base()), len(part.novel())) == (48, 17)
 
 
 def test_ov_lvis_calls_rare_classes_novel():

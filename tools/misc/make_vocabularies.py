@@ -73,6 +73,7 @@ def make_shipped() -> dict[str, Vocabulary]:
     from mmseg import datasets as seg
 
     coco, voc = classes_of(det.CocoDataset), classes_of(det.VOCDataset)
+    ov_coco = make_ov_coco(coco)
     coco_stuff = with_things(classes_of(seg.COCOStuffDataset), coco)
     ade = classes_of(seg.ADE20KDataset)
     panoptic = det.ADE20KPanopticDataset.METAINFO
@@ -82,7 +83,8 @@ def make_shipped() -> dict[str, Vocabulary]:
     context_things = {name for name in context if CONTEXT_NAMES.get(name, name) in known}
     return {
         'coco_detection': with_things(coco, coco),
-        'ov_coco': make_ov_coco(coco),
+        'ov_coco': ov_coco,
+        'ov_coco_65': ov_coco.select([name for name, part in zip(coco, ov_coco.split, strict=True) if part]),
         'coco_panoptic': with_things(classes_of(det.CocoPanopticDataset), coco),
         'coco_stuff': coco_stuff,
         'ade20k': Vocabulary(ade, ade_panoptic.is_thing),

@@ -106,7 +106,9 @@ class DenseVLMBackbone(BaseModule):
             maps = [resize_to_stride(m, stride, cell, inputs.shape[-2:]) for m, stride, cell in levels]
         if self.with_dense:
             maps = [*maps, F.normalize(self.tower.dense_map(output.state, output.grid), dim=1)]
-        return tuple(maps)
+        # Maps of tokens lie channels last, and convolutions would pass that on to mmcv's RoIAlign, which reads any
+        # tensor as if its channels came first (mmcv issue 2203).
+        return tuple(m.contiguous() for m in maps)
 
     def _freeze(self, trainable: int | None, frozen_stages: int | None) -> None:
         count = len(self.tower.blocks)

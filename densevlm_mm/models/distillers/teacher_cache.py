@@ -20,7 +20,7 @@ from torch import Tensor
 from densevlm_mm.datasets.grids import grid_boxes, grid_choices, normalize_boxes
 from densevlm_mm.vlm import load_class_embeddings
 from densevlm_mm.vlm.architectures import resolve_arch
-from densevlm_mm.vlm.checkpoint_formats import sha256
+from densevlm_mm.vlm.digest import sha256, state_digest
 from densevlm_mm.vlm.checkpoints import save_atomically
 from densevlm_mm.vlm.factory import locate_checkpoint, pretrained_config, resolve_dtype
 from densevlm_mm.vlm.prompts import fill_template, get_templates
@@ -68,7 +68,7 @@ class TeacherCache:
         self.folder = Path(folder)
         self.grids = grid_choices(min_split, max_split)
         self.width = resolve_arch(teacher['arch'])['embed_dim']
-        self.teacher = _describe(teacher, self._weights_of(teacher) if state is None else _state_digest(state))
+        self.teacher = _describe(teacher, self._weights_of(teacher) if state is None else state_digest(state))
         self.pixels = pixels
         self._stores: dict[torch.dtype | None, FeatureStore] = {}
         self._boxes_are_checked = False
@@ -235,14 +235,6 @@ def _describe(config: Mapping[str, Any], weights: str) -> dict[str, Any]:
         'weights': weights,
         'normalization': {key: tag[key] for key in ('mean', 'std') if key in tag},
     }
-
-
-def _state_digest(state: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, value in sorted(state.items()):
-        digest.update(f'{name} {value.dtype} {tuple(value.shape)}'.encode())
-        digest.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def _key(content: Any) -> str:
