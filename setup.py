@@ -36,7 +36,6 @@ EXTRAS = {
         'onedl-mmdetection>=3.5.1',
         'onedl-mmsegmentation>=1.4.2',
     ],
-    'lvis': ['faster-coco-eval>=1.6'],
     'dev': ['pytest', 'hypothesis', 'ruff'],
 }
 

@@ -1,10 +1,13 @@
 """The package's registries, children of mmengine's: ``type='densevlm_mm.X'`` is found from any default scope.
 
 The scope is the import name and this file sits at the top of the package, where mmengine looks for it; the
-modules in ``locations`` are imported at the first look-up.
+modules in ``locations`` are imported at the first look-up, the detection half only when a name is not among them.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
 
 from densevlm_mm import compat
 
@@ -13,16 +16,63 @@ compat.setup()  # before mmengine is imported, for a readable error where it is 
 from mmengine import registry as root  # noqa: E402
 
 
-def _child(parent: root.Registry, location: str) -> root.Registry:
-    return root.Registry(parent.name, parent=parent, scope='densevlm_mm', locations=[location])
+class OnDemandRegistry(root.Registry):
+    """A registry that imports further modules for names which it does not hold otherwise.
+
+    What needs MMDetection is thus found by its name alone, and whoever does not name it does not need MMDetection.
+
+    Args:
+        name: Name of the registry.
+        parent: Registry that this one is a child of.
+        locations: Modules imported at the first look-up.
+        on_demand: Modules imported in turn, each when a name has not been found before.
+    """
+
+    def __init__(
+        self, name: str, *, parent: root.Registry, locations: Sequence[str], on_demand: Sequence[str] = ()
+    ) -> None:
+        super().__init__(name, parent=parent, scope='densevlm_mm', locations=list(locations))
+        self._on_demand = list(on_demand)
+
+    def get(self, key: str) -> type | None:
+        """The class of this name, or None if there is none.
+
+        Raises:
+            ImportError: If it may be one of those on demand, and what these need is not installed.
+        """
+        while self._on_demand:
+            found = self._known(key)
+            if found is not None:
+                return found
+            try:
+                import_module(self._on_demand[0])
+            except ModuleNotFoundError as error:
+                raise ImportError(
+                    f'{key!r} is not a name of {self.scope} that works without {error.name}, which is not installed: '
+                    f'mind the spelling, or pip install "{self.scope}[openmmlab]"'
+                ) from error
+            self._on_demand.pop(0)
+        return super().get(key)
+
+    def _known(self, key: str) -> type | None:
+        try:
+            return super().get(key)
+        except RuntimeError:  # mmengine's way to say that a name with a dot is no class either
+            return None
 
 
-MODELS = _child(root.MODELS, 'densevlm_mm.models')
-DATASETS = _child(root.DATASETS, 'densevlm_mm.datasets')
+def _child(parent: root.Registry, location: str, on_demand: Sequence[str] = ()) -> OnDemandRegistry:
+    return OnDemandRegistry(parent.name, parent=parent, locations=[location], on_demand=on_demand)
+
+
+_DETECTION = ['densevlm_mm.det']
+
+MODELS = _child(root.MODELS, 'densevlm_mm.models', _DETECTION)
+DATASETS = _child(root.DATASETS, 'densevlm_mm.datasets', _DETECTION)
 DATA_SAMPLERS = _child(root.DATA_SAMPLERS, 'densevlm_mm.datasets')
 TRANSFORMS = _child(root.TRANSFORMS, 'densevlm_mm.datasets')
-METRICS = _child(root.METRICS, 'densevlm_mm.evaluation')
-HOOKS = _child(root.HOOKS, 'densevlm_mm.hooks')
+METRICS = _child(root.METRICS, 'densevlm_mm.evaluation', _DETECTION)
+HOOKS = _child(root.HOOKS, 'densevlm_mm.hooks', _DETECTION)
 LOOPS = _child(root.LOOPS, 'densevlm_mm.hooks')
 OPTIM_WRAPPERS = _child(root.OPTIM_WRAPPERS, 'densevlm_mm.hooks')
 OPTIM_WRAPPER_CONSTRUCTORS = _child(root.OPTIM_WRAPPER_CONSTRUCTORS, 'densevlm_mm.hooks')

@@ -70,3 +70,43 @@ def test_unprefixed_names_do_not_resolve_elsewhere(name, cls):
     getattr(registry, name).import_from_location()
     assert cls in getattr(registry, name).module_dict
     assert cls not in getattr(root, name).module_dict
+
+
+def run(program: str) -> str:
+    result = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_detection_is_imported_when_a_config_names_it():
+    program = """
+import sys
+from densevlm_mm.registry import MODELS
+MODELS.get('DenseVLMBackbone'), MODELS.get('ImgDataPreprocessor')
+print(any(name.startswith(('mmdet', 'densevlm_mm.det')) for name in sys.modules), MODELS.get('FViT').__module__)
+"""
+    pytest.importorskip('mmdet')
+    assert run(program).split() == ['False', 'densevlm_mm.det.fvit']
+
+
+def test_without_mmdet_everything_else_is_found_and_the_rest_explained():
+    program = """
+import sys
+sys.modules['mmdet'] = None
+from densevlm_mm.registry import MODELS
+print(MODELS.get('DenseVLMBackbone').__name__)
+for name in ('FViT', 'DenseVLMBackbon'):
+    try:
+        MODELS.get(name)
+    except ImportError as error:
+        print(error)
+"""
+    first, *errors = run(program).splitlines()
+    assert first == 'DenseVLMBackbone'
+    assert len(errors) == 2
+    assert all('without mmdet' in error and 'openmmlab' in error for error in errors)
+
+
+def test_a_name_that_does_not_exist_is_none():
+    pytest.importorskip('mmdet')
+    assert registry.MODELS.get('NoSuchModel') is None

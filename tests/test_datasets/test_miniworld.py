@@ -17,18 +17,23 @@ from PIL import Image
 from densevlm_mm.datasets.miniworld import (
     CATEGORIES,
     MAX_CAPTION_WORDS,
+    NOVEL_THINGS,
     STUFF,
     THINGS,
     World,
     caption,
     generate_miniworld,
     miniworld_words,
+    open_vocabulary,
+    open_vocabulary_files,
     render_scene,
 )
 from densevlm_mm.datasets.miniworld import generate as generate_module
 from densevlm_mm.datasets.miniworld.captions import draw_captions
 from densevlm_mm.datasets.miniworld.coco_files import bounding_box, encode_ids, encode_mask
 from densevlm_mm.datasets.miniworld.scene import MIN_VISIBLE_STUFF, THING_SIDE
+from densevlm_mm.datasets.miniworld.shapes import SHAPES
+from densevlm_mm.vlm import build_vocabulary
 
 SPLITS = {'train2017': 9, 'val2017': 4}
 SMALL = {'num_train': 9, 'num_val': 4, 'size': 48, 'seed': 3}
@@ -278,6 +283,61 @@ class TestFiles:
         assert info['parameters']['images'] == {'val2017': SPLITS['val2017']}
 
 
+class TestOpenVocabulary:
+    def labels(self, content: dict) -> dict[int, set[str]]:
+        """Names of the labelled things of every image."""
+        named = {image['id']: set() for image in content['images']}
+        for annotation in content['annotations']:
+            named[annotation['image_id']].add(NAMES[annotation['category_id']])
+        return named
+
+    def read(self, world: Path, part: str) -> dict:
+        return json.loads(open_vocabulary_files(world)[part].read_text())
+
+    def test_novel_things_have_base_neighbours(self):
+        novel = [category for category in CATEGORIES if category.name in NOVEL_THINGS]
+        base = [category for category in CATEGORIES if category.isthing and category not in novel]
+        assert (len(novel), len(base)) == (3, 7)
+        for category in novel:
+            hue, aspect = THINGS.index(category.name), SHAPES[category.name][0]
+            assert category.supercategory in {other.supercategory for other in base}
+            assert {hue - 1, (hue + 1) % len(THINGS)} <= {THINGS.index(other.name) for other in base}
+            assert min(abs(aspect / SHAPES[other.name][0] - 1) for other in base) < 0.2
+
+    def test_training_labels_no_novel_thing_but_shows_some(self, world: Path):
+        every = self.labels(read_json(world, 'instances', 'train2017'))
+        seen = self.labels(self.read(world, 'train'))
+        assert seen == {image: left for image, names in every.items() if (left := names - {*NOVEL_THINGS})}
+        assert any(every[image] & {*NOVEL_THINGS} for image in seen)
+
+    def test_absent_shows_none(self, world: Path):
+        every = self.labels(read_json(world, 'instances', 'train2017'))
+        absent = self.labels(self.read(world, 'train_absent'))
+        assert absent == {image: names for image, names in every.items() if not names & {*NOVEL_THINGS}}
+        assert 0 < len(absent) < len(every)
+
+    def test_validation_labels_all(self, world: Path):
+        assert self.read(world, 'val') == read_json(world, 'instances', 'val2017')
+
+    def test_categories_stay_and_the_vocabulary_has_their_order(self, world: Path):
+        vocabulary = build_vocabulary(str(open_vocabulary_files(world)['vocabulary']))
+        assert vocabulary == open_vocabulary() and vocabulary.novel().names == NOVEL_THINGS
+        for part in ('train', 'train_absent', 'val'):
+            assert [category['name'] for category in self.read(world, part)['categories']] == list(vocabulary.names)
+
+    def test_an_earlier_world_is_completed_and_otherwise_left_alone(self, tmp_path: Path):
+        root = tmp_path / 'world'
+        generate_miniworld(root, num_train=3, num_val=1)
+        whole = files_of(root)
+        for path in open_vocabulary_files(root).values():
+            path.unlink()
+        stamps = {path: path.stat().st_mtime_ns for path in root.rglob('*') if path.is_file()}
+        assert generate_miniworld(root, num_train=3, num_val=1)
+        assert files_of(root) == whole
+        assert stamps.items() <= {path: path.stat().st_mtime_ns for path in root.rglob('*')}.items()
+        assert not generate_miniworld(root, num_train=3, num_val=1)
+
+
 class TestGenerate:
     def test_processes_do_not_change_a_byte(self, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(generate_module, 'CHUNK', 5)
@@ -290,7 +350,7 @@ class TestGenerate:
             {name: data for name, data in files_of(root).items() if 'val2017' in name}
             for root in (world, tmp_path / 'other')
         )
-        assert found == expected and len(found) == 2 * SPLITS['val2017'] + 3
+        assert found == expected and len(found) == 2 * SPLITS['val2017'] + 4
 
     def test_splits_and_seeds_differ(self):
         scenes = [World(seed=seed).render(split, 0)[0].image.tobytes() for seed in (0, 1) for split in SPLITS]

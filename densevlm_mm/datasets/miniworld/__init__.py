@@ -8,12 +8,14 @@ where the foreground bias of image-text models comes from.
 from .captions import MAX_CAPTION_WORDS, caption, miniworld_words
 from .classes import CATEGORIES, STUFF, THINGS, Category
 from .generate import GENERATOR_VERSION, World, generate_miniworld
+from .open_vocabulary import NOVEL_THINGS, open_vocabulary, open_vocabulary_files
 from .scene import Scene, Segment, render_scene
 
 __all__ = [
     'CATEGORIES',
     'GENERATOR_VERSION',
     'MAX_CAPTION_WORDS',
+    'NOVEL_THINGS',
     'STUFF',
     'THINGS',
     'Category',
@@ -23,5 +25,7 @@ __all__ = [
     'caption',
     'generate_miniworld',
     'miniworld_words',
+    'open_vocabulary',
+    'open_vocabulary_files',
     'render_scene',
 ]

@@ -18,6 +18,7 @@ import numpy as np
 
 from .captions import draw_captions
 from .coco_files import Annotations, annotation_files, panoptic_folder, write_annotation_files, write_scene
+from .open_vocabulary import write_open_vocabulary
 from .scene import Scene, check_scene_options, render_scene
 
 # Raise it whenever the same options give other pixels or annotations than before.
@@ -124,7 +125,7 @@ def generate_miniworld(
     # A root that is a link is filled where it points to: a rename must not cross file systems.
     root = Path(root).resolve()
     if _is_up_to_date(root, world, counts, force=force):
-        return False
+        return write_open_vocabulary(root)  # worlds of earlier versions lack it
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f'.{root.name}-', dir=root.parent) as scratch:
         fresh = Path(scratch) / 'fresh'
@@ -189,6 +190,7 @@ def _write_world(root: Path, world: World, counts: dict[str, int], *, workers: i
                     progress(done + len(annotations), total)
         done += count
         write_annotation_files(root, split, annotations, _info(world, split, count))
+    write_open_vocabulary(root)
     (root / MARKER).write_text(json.dumps(_parameters(world, counts), indent=2) + '\n', encoding='utf-8')
 
 
