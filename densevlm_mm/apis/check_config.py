@@ -25,6 +25,17 @@ _PUBLISHED = {
     'tools/dataset_converters/make_pseudo_labels.py',
     'coco_pseudo_4764.json': 'boxes with pseudo-labels, published by the authors of CLIPSelf; or make some with '
     'tools/dataset_converters/make_pseudo_labels.py',
+    'densevlm_vitl14-336.pth': 'DenseVLM ViT-L/14-336; train configs/densevlm/densevlm_vitl14-336_coco.py and publish it '
+    'with tools/model_converters/publish_model.py',
+    'eva_vit': 'towers fine-tuned by CLIPSelf, published by its authors; GitHub: wusize/CLIPSelf',
+    'ViT-B-16.pt': "OpenAI's CLIP ViT-B/16; GitHub: openai/CLIP",
+    'RN50x64.pt': "OpenAI's CLIP ResNet-50x64; GitHub: openai/CLIP",
+    'instances_train2017_base.json': 'COCO with boxes of base classes alone; made by '
+    'tools/dataset_converters/ov_coco.py, see docs/detection_data.md',
+    'instances_val2017_all.json': 'COCO with boxes of base and novel classes; likewise',
+    'lvis_v1_train_base.json': 'LVIS without boxes of rare classes; made by tools/dataset_converters/ov_lvis.py, see '
+    'docs/detection_data.md',
+    'data/lvis': 'LVIS v1 annotations; lvisdataset.org',
     'dinov2_vitb14_pretrain.pth': 'DINOv2 ViT-B/14; GitHub: facebookresearch/dinov2',
     'data/coco': 'COCO 2017 images and annotations; cocodataset.org, "Download"; unpack so that data/coco holds '
     'annotations/, train2017/ and val2017/',
@@ -32,7 +43,8 @@ _PUBLISHED = {
     'ade20k_panoptic_val.json and ade20k_panoptic_val/ come from python tools/dataset_converters/ade20k_panoptic.py '
     'data/ADEChallengeData2016',
     'data/sa1b': 'SA-1B, its sa_*.tar files as they are; ai.meta.com/datasets/segment-anything',
-    'data/objects365': 'Objects365 training images below data/objects365/train; objects365.org',
+    'data/objects365/': 'Objects365 training images below data/objects365/train; objects365.org',
+    'data/objects365v1': 'Objects365 v1, its validation images and annotations; objects365.org',
     'data/images': 'your own images, in a folder',
     'data/densevlm': "the authors' class list and class embeddings; GitHub: HVision-NKU/DenseVLM, tools/ and metadata/",
     'data/miniworld': 'the mini world; python tools/dataset_converters/make_miniworld.py data/miniworld',
@@ -40,7 +52,7 @@ _PUBLISHED = {
 }
 
 # Keys by which configs refer to files that must exist.
-_FILE_KEYS = ('checkpoint', 'load_from', 'ann_file', 'file', 'nouns', 'student', 'teacher')
+_FILE_KEYS = ('checkpoint', 'load_from', 'ann_file', 'file', 'nouns', 'student', 'teacher', 'text_embeddings')
 
 
 class ConfigError(ValueError):

@@ -113,6 +113,8 @@ class FViT(TwoStageDetector):
         self.roi_head.set_vocabulary(vocabulary, rows[:-1], rows[-1])
         self.vocabulary = vocabulary
         self._has_texts = True
+        if getattr(self, 'dataset_meta', None):  # what MMDetection's inferencers name their results by
+            self.dataset_meta = {**self.dataset_meta, 'classes': vocabulary.names}
 
     def extract_feat(self, batch_inputs: Tensor) -> tuple[Tensor, ...]:
         """Levels of the neck for images ``(B, 3, H, W)``, in evaluation with the VLM's view of any region."""

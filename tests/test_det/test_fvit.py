@@ -137,7 +137,9 @@ def test_vocabularies_of_any_size(detector_config, samples, count, clip):
 def test_another_vocabulary_at_run_time(build, samples):
     detector = build()
     expected = build(vocabulary=['cup', 'fish'])
+    detector.dataset_meta = {'classes': ('car', 'tree', 'star', 'boat'), 'palette': None}
     detector.set_vocabulary(['cup', 'fish'])
+    assert detector.dataset_meta == {'classes': ('cup', 'fish'), 'palette': None}
     assert detector.vocabulary.names == ('cup', 'fish')
     (now,), (then,) = (predicted(model, images(), samples([])) for model in (detector, expected))
     assert torch.equal(now.scores, then.scores)

@@ -182,6 +182,7 @@ def logger(tmp_path, monkeypatch) -> MMLogger:
     yield logger
     for handler in logger.handlers:
         handler.close()
+    MMLogger._instance_dict.pop(tmp_path.name)  # the newest one is everybody's, and its file is closed
 
 
 def test_tables_and_file_go_to_the_log_folder(tmp_path, truth, logger):
