@@ -25,8 +25,8 @@ _PUBLISHED = {
     'tools/dataset_converters/make_pseudo_labels.py',
     'coco_pseudo_4764.json': 'boxes with pseudo-labels, published by the authors of CLIPSelf; or make some with '
     'tools/dataset_converters/make_pseudo_labels.py',
-    'densevlm_vitl14-336.pth': 'DenseVLM ViT-L/14-336; train configs/densevlm/densevlm_vitl14-336_coco.py and publish it '
-    'with tools/model_converters/publish_model.py',
+    'densevlm_vitl14-336.pth': 'DenseVLM ViT-L/14-336; train configs/densevlm/densevlm_vitl14-336_coco.py and publish '
+    'it with tools/model_converters/publish_model.py',
     'eva_vit': 'towers fine-tuned by CLIPSelf, published by its authors; GitHub: wusize/CLIPSelf',
     'ViT-B-16.pt': "OpenAI's CLIP ViT-B/16; GitHub: openai/CLIP",
     'RN50x64.pt': "OpenAI's CLIP ResNet-50x64; GitHub: openai/CLIP",
@@ -42,6 +42,7 @@ _PUBLISHED = {
     'data/ADEChallengeData2016': 'ADE20K (scene parsing release); data.csail.mit.edu/places/ADEchallenge; '
     'ade20k_panoptic_val.json and ade20k_panoptic_val/ come from python tools/dataset_converters/ade20k_panoptic.py '
     'data/ADEChallengeData2016',
+    'data/ade/ADEChallengeData2016': 'ADE20K (scene parsing release); data.csail.mit.edu/places/ADEchallenge',
     'data/sa1b': 'SA-1B, its sa_*.tar files as they are; ai.meta.com/datasets/segment-anything',
     'data/objects365/': 'Objects365 training images below data/objects365/train; objects365.org',
     'data/objects365v1': 'Objects365 v1, its validation images and annotations; objects365.org',

@@ -1,0 +1,7 @@
+_base_ = ['mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', './_base_/densevlm_vitb16.py']
+
+model = dict(
+    data_preprocessor=_base_.pixels,
+    backbone=_base_.tower,
+    neck=dict(in_channels=[_base_.width] * 4),
+)
