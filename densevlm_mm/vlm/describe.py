@@ -14,8 +14,8 @@ from open_clip import CLIPTextCfg, CLIPVisionCfg, get_model_config, list_models
 from timm.layers import to_2tuple
 
 from .architectures import resolve_arch
-from .digest import sha256
 from .checkpoints import META_KEY, file_format, read_checkpoint
+from .digest import sha256
 from .tower_sizes import text_sizes, vision_sizes
 
 # Channels of the first stage, by the second word of timm's names.

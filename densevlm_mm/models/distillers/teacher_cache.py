@@ -20,8 +20,8 @@ from torch import Tensor
 from densevlm_mm.datasets.grids import grid_boxes, grid_choices, normalize_boxes
 from densevlm_mm.vlm import load_class_embeddings
 from densevlm_mm.vlm.architectures import resolve_arch
-from densevlm_mm.vlm.digest import sha256, state_digest
 from densevlm_mm.vlm.checkpoints import save_atomically
+from densevlm_mm.vlm.digest import sha256, state_digest
 from densevlm_mm.vlm.factory import locate_checkpoint, pretrained_config, resolve_dtype
 from densevlm_mm.vlm.prompts import fill_template, get_templates
 from densevlm_mm.vlm.region_pooling import pad_regions
