@@ -1,7 +1,7 @@
 """The package's registries, children of mmengine's: ``type='densevlm_mm.X'`` is found from any default scope.
 
 The scope is the import name and this file sits at the top of the package, where mmengine looks for it; the
-modules in ``locations`` are imported at the first look-up, the detection half only when a name is not among them.
+modules in ``locations`` are imported at the first look-up, those for detection and segmentation only when a name is not among them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mmengine import registry as root  # noqa: E402
 class OnDemandRegistry(root.Registry):
     """A registry that imports further modules for names which it does not hold otherwise.
 
-    What needs MMDetection is thus found by its name alone, and whoever does not name it does not need MMDetection.
+    What needs MMDetection or MMSegmentation is thus found by its name alone, and who does not name it needs neither.
 
     Args:
         name: Name of the registry.
@@ -40,18 +40,23 @@ class OnDemandRegistry(root.Registry):
         Raises:
             ImportError: If it may be one of those on demand, and what these need is not installed.
         """
-        while self._on_demand:
+        absent = []
+        for module in list(self._on_demand):
             found = self._known(key)
             if found is not None:
                 return found
             try:
-                import_module(self._on_demand[0])
+                import_module(module)
             except ModuleNotFoundError as error:
-                raise ImportError(
-                    f'{key!r} is not a name of {self.scope} that works without {error.name}, which is not installed: '
-                    f'mind the spelling, or pip install "{self.scope}[openmmlab]"'
-                ) from error
-            self._on_demand.pop(0)
+                absent.append(error)
+            else:
+                self._on_demand.remove(module)
+        if absent and self._known(key) is None:
+            names = ' and '.join(str(error.name) for error in absent)
+            raise ImportError(
+                f'{key!r} is not a name of {self.scope} that works without {names}, not installed here: mind the '
+                f'spelling, or pip install "{self.scope}[openmmlab]"'
+            ) from absent[0]
         return super().get(key)
 
     def _known(self, key: str) -> type | None:
@@ -65,14 +70,14 @@ def _child(parent: root.Registry, location: str, on_demand: Sequence[str] = ()) 
     return OnDemandRegistry(parent.name, parent=parent, locations=[location], on_demand=on_demand)
 
 
-_DETECTION = ['densevlm_mm.det']
+_DOWNSTREAM = ['densevlm_mm.det', 'densevlm_mm.seg']
 
-MODELS = _child(root.MODELS, 'densevlm_mm.models', _DETECTION)
-DATASETS = _child(root.DATASETS, 'densevlm_mm.datasets', _DETECTION)
+MODELS = _child(root.MODELS, 'densevlm_mm.models', _DOWNSTREAM)
+DATASETS = _child(root.DATASETS, 'densevlm_mm.datasets', _DOWNSTREAM)
 DATA_SAMPLERS = _child(root.DATA_SAMPLERS, 'densevlm_mm.datasets')
-TRANSFORMS = _child(root.TRANSFORMS, 'densevlm_mm.datasets')
-METRICS = _child(root.METRICS, 'densevlm_mm.evaluation', _DETECTION)
-HOOKS = _child(root.HOOKS, 'densevlm_mm.hooks', _DETECTION)
+TRANSFORMS = _child(root.TRANSFORMS, 'densevlm_mm.datasets', _DOWNSTREAM)
+METRICS = _child(root.METRICS, 'densevlm_mm.evaluation', _DOWNSTREAM)
+HOOKS = _child(root.HOOKS, 'densevlm_mm.hooks', _DOWNSTREAM)
 LOOPS = _child(root.LOOPS, 'densevlm_mm.hooks')
 OPTIM_WRAPPERS = _child(root.OPTIM_WRAPPERS, 'densevlm_mm.hooks')
 OPTIM_WRAPPER_CONSTRUCTORS = _child(root.OPTIM_WRAPPER_CONSTRUCTORS, 'densevlm_mm.hooks')

@@ -1,0 +1,1 @@
+"""Open-vocabulary segmentation on MMSegmentation: training-free benchmarks and CAT-Seg."""
