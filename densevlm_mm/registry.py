@@ -1,7 +1,8 @@
 """The package's registries, children of mmengine's: ``type='densevlm_mm.X'`` is found from any default scope.
 
 The scope is the import name and this file sits at the top of the package, where mmengine looks for it; the
-modules in ``locations`` are imported at the first look-up, those for detection and segmentation only when a name is not among them.
+modules in ``locations`` are imported at the first look-up, those for detection and segmentation only when a name is
+not among them.
 """
 
 from __future__ import annotations
