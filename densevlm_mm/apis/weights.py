@@ -6,6 +6,8 @@ from mmengine.config import Config
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
+from densevlm_mm.models import VLMModel
+from densevlm_mm.registry import MODELS
 from densevlm_mm.vlm import read_state_dict
 
 
@@ -34,6 +36,9 @@ def start_from(cfg: Config) -> None:
     mmengine would load it loosely, and after teacher and class embeddings were made of other weights. A run that
     resumes is left alone.
     """
-    part = next((name for name in ('student', 'vlm') if name in cfg.get('model', {})), None)
-    if part is not None and cfg.get('load_from') and not cfg.get('resume'):
+    model = cfg.get('model', {})
+    part = next((name for name in ('student', 'vlm') if name in model), None)
+    if part is None or not cfg.get('load_from') or cfg.get('resume'):
+        return
+    if issubclass(MODELS.get(model.type), VLMModel):  # others, such as CAT-Seg, have more to load than their VLM
         cfg.model[part].checkpoint, cfg.load_from = cfg.load_from, None

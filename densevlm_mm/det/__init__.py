@@ -10,7 +10,6 @@ from .rpn_head import NormedRPNHead
 from .score_fusion import ScoreFusion
 from .text_classifier import TextEmbeddingClassifier
 from .token_pyramid import TokenPyramid
-from .vocabulary_check_hook import VocabularyCheckHook
 from .vocabulary_loss import VocabularyCrossEntropyLoss
 
 __all__ = [
@@ -25,7 +24,6 @@ __all__ = [
     'ScoreFusion',
     'TextEmbeddingClassifier',
     'TokenPyramid',
-    'VocabularyCheckHook',
     'VocabularyCrossEntropyLoss',
     'convert_fvit_checkpoint',
 ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from itertools import zip_longest
 from typing import Any, Literal
 
 from mmdet.datasets import CocoDataset, Objects365V1Dataset
@@ -12,14 +11,9 @@ from mmdet.datasets.api_wrappers import COCO
 
 from densevlm_mm.registry import DATASETS
 from densevlm_mm.vlm import Vocabulary, build_vocabulary
+from densevlm_mm.vlm.vocabulary import first_difference
 
 _CONVERTERS = 'tools/dataset_converters/ov_coco.py (ov_lvis.py for LVIS)'
-
-
-def first_difference(names: Sequence[str], expected: Sequence[str]) -> str | None:
-    """Where two lists of names differ first, in words; None if they are equal."""
-    pairs = enumerate(zip_longest(names, expected))
-    return next((f'position {i} is {name!r}, not {other!r}' for i, (name, other) in pairs if name != other), None)
 
 
 class OrderedCOCO(COCO):

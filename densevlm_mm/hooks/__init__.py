@@ -6,6 +6,7 @@ from .decay_groups import DecayGroups
 from .decoupled_loss_hook import DecoupledLossHook
 from .resumable_loop import ResumableTrainLoop
 from .vlm_meta_hook import VLMMetaHook
+from .vocabulary_check_hook import VocabularyCheckHook
 from .weight_ensemble_hook import WeightEnsembleHook
 
 __all__ = [
@@ -15,5 +16,6 @@ __all__ = [
     'DecoupledLossHook',
     'ResumableTrainLoop',
     'VLMMetaHook',
+    'VocabularyCheckHook',
     'WeightEnsembleHook',
 ]

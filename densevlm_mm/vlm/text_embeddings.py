@@ -7,7 +7,6 @@ import json
 import os
 import warnings
 from collections.abc import Sequence
-from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +18,7 @@ from torch import Tensor
 from .checkpoints import save_atomically
 from .digest import state_digest
 from .prompts import fill_template, get_templates
-from .vocabulary import Vocabulary
+from .vocabulary import Vocabulary, first_difference
 
 if TYPE_CHECKING:
     from .model import VLM
@@ -144,10 +143,9 @@ def load_class_embeddings(path: str | Path, names: Sequence[str], embed_dim: int
         raise ValueError(f'{path} has shape {tuple(embeddings.shape)}, but the vocabulary has {len(names)} classes')
     if embeddings.shape[1] != embed_dim:
         raise ValueError(f"{path} has width {embeddings.shape[1]}, but this model's text space has {embed_dim}")
-    if stored_names is not None and list(stored_names) != list(names):
-        pairs = enumerate(zip_longest(stored_names, names))
-        row, (stored_name, name) = next((i, pair) for i, pair in pairs if pair[0] != pair[1])
-        raise ValueError(f'{path} was made for other classes: row {row} is {stored_name!r}, not {name!r}')
+    difference = None if stored_names is None else first_difference(stored_names, names)
+    if difference:
+        raise ValueError(f'{path} was made for other classes: {difference}')
     if not torch.isfinite(embeddings).all():
         raise ValueError(f'{path} holds values that are not finite')
     _check_norms(path, embeddings.norm(dim=-1), names)

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
+from itertools import zip_longest
 from pathlib import Path
 
 from .checkpoints import save_atomically
@@ -296,6 +297,12 @@ def build_vocabulary(config: str | Mapping | Sequence[str] | Vocabulary) -> Voca
     if 'base' in options or 'novel' in options:
         vocabulary = vocabulary.with_split(base=options.get('base', ()), novel=options.get('novel', ()))
     return replace(vocabulary, background=options['background']) if 'background' in options else vocabulary
+
+
+def first_difference(names: Sequence[str], expected: Sequence[str]) -> str | None:
+    """Where two lists of names differ first, in words; None if they are equal."""
+    pairs = enumerate(zip_longest(names, expected))
+    return next((f'position {i} is {name!r}, not {other!r}' for i, (name, other) in pairs if name != other), None)
 
 
 def _from_source(source: Mapping) -> Vocabulary:

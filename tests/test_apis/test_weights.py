@@ -71,10 +71,16 @@ def test_other_models_load_strictly_too(tmp_path):
 
 
 def test_load_from_becomes_the_checkpoint_of_what_trains():
-    cfg = Config({'model': {'student': {'checkpoint': 'a.pt'}, 'teacher': {}}, 'load_from': 'b.pt', 'resume': False})
+    model = {'type': 'densevlm_mm.DenseVLM', 'student': {'checkpoint': 'a.pt'}, 'teacher': {}}
+    cfg = Config({'model': model, 'load_from': 'b.pt', 'resume': False})
     start_from(cfg)
     assert (cfg.model.student.checkpoint, cfg.load_from) == ('b.pt', None)
-    for untouched in ({'model': {'type': 'X'}, 'load_from': 'b.pt'}, {**cfg, 'load_from': 'c.pt', 'resume': True}):
+    segmentor = {'type': 'densevlm_mm.CATSeg', 'vlm': {}}  # has more to load than its VLM
+    for untouched in (
+        {'model': {'type': 'X'}, 'load_from': 'b.pt'},
+        {'model': segmentor, 'load_from': 'b.pt'},
+        {**cfg, 'load_from': 'c.pt', 'resume': True},
+    ):
         cfg = Config(untouched)
         start_from(cfg)
         assert cfg.load_from == untouched['load_from']

@@ -23,6 +23,7 @@ SHIPPED = {
     'cityscapes': (19, 8, 'road', 'bicycle'),
     'coco-stuff_ade20k': (273, 159, 'person', 'shower'),
     'coco_detection': (80, 80, 'person', 'toothbrush'),
+    'coco_object': (81, 80, 'background', 'toothbrush'),
     'coco_panoptic': (133, 80, 'person', 'rug-merged'),
     'coco_stuff': (171, 80, 'person', 'wood'),
     'lvis_v1': (1203, 1203, 'aerosol_can', 'zucchini'),
@@ -34,6 +35,7 @@ SHIPPED = {
     'pascal_context59': (59, 40, 'aeroplane', 'wood'),
     'pascal_context60': (60, 40, 'background', 'wood'),
     'voc20': (20, 20, 'aeroplane', 'tvmonitor'),
+    'voc20b': (21, 20, 'aeroplane', 'background'),
     'voc21': (21, 20, 'background', 'tvmonitor'),
 }
 

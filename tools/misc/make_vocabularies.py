@@ -85,12 +85,14 @@ def make_shipped() -> dict[str, Vocabulary]:
         'coco_detection': with_things(coco, coco),
         'ov_coco': ov_coco,
         'ov_coco_65': ov_coco.select([name for name, part in zip(coco, ov_coco.split, strict=True) if part]),
+        'coco_object': with_things(('background', *coco), coco),
         'coco_panoptic': with_things(classes_of(det.CocoPanopticDataset), coco),
         'coco_stuff': coco_stuff,
         'ade20k': Vocabulary(ade, ade_panoptic.is_thing),
         'ade20k_panoptic': ade_panoptic,
         'coco-stuff_ade20k': training_vocabulary(coco_stuff, ade_panoptic),
         'voc20': with_pascal_phrases(with_things(voc, voc)),
+        'voc20b': with_pascal_phrases(make_voc20b(voc, context)),
         'voc21': with_pascal_phrases(with_things(classes_of(seg.PascalVOCDataset), voc)),
         'pascal_context59': with_pascal_phrases(with_things(context[1:], context_things)),
         'pascal_context60': with_pascal_phrases(with_things(context, context_things)),
@@ -108,6 +110,12 @@ def make_ade20k_panoptic(ade: Sequence[str], things: Sequence[str], stuff: Seque
     if set(names) != set(flags):
         raise ValueError(f'names of ADE20K that mmdet and mmseg do not share: {sorted(set(names) ^ set(flags))}')
     return Vocabulary(tuple(names), tuple(flags[name] for name in names))
+
+
+def make_voc20b(voc: Sequence[str], context: Sequence[str]) -> Vocabulary:
+    """VOC's 20 classes and a last one for which the other classes of Context stand; Context's "table" is VOC's own."""
+    others = [name for name in context if name not in {'background', 'table', *voc}]
+    return with_things((*voc, 'background'), voc).with_synonyms({'background': others})
 
 
 def make_ov_coco(coco: Sequence[str]) -> Vocabulary:

@@ -1,4 +1,4 @@
-"""A detector and its data must number the classes alike."""
+"""A model and its data must number the classes alike."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from densevlm_mm.registry import HOOKS
-
-from .ov_datasets import first_difference
+from densevlm_mm.vlm.vocabulary import first_difference
 
 
 @HOOKS.register_module()

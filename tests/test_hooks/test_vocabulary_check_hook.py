@@ -11,7 +11,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from densevlm_mm.det import VocabularyCheckHook
+from densevlm_mm.hooks import VocabularyCheckHook
 from densevlm_mm.vlm import build_vocabulary
 
 STAGES = ('train', 'val', 'test')
