@@ -49,6 +49,8 @@ class OnDemandRegistry(root.Registry):
             try:
                 import_module(module)
             except ModuleNotFoundError as error:
+                if str(error.name).partition('.')[0] == self.scope:
+                    raise  # a fault of ours, no absent package
                 absent.append(error)
             else:
                 self._on_demand.remove(module)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mmengine.config import Config
 from mmengine.model import is_model_wrapper
-from mmengine.runner import Runner
+from mmengine.runner import Runner, load_checkpoint
 
 from densevlm_mm.models import VLMModel
 from densevlm_mm.registry import MODELS
@@ -27,7 +27,8 @@ def load_weights(runner: Runner, checkpoint: str) -> None:
         runner.logger.info(f'loaded {checkpoint}')
     else:
         read_state_dict(checkpoint)  # refuses code, which mmengine would run
-        runner.load_checkpoint(checkpoint, strict=True)
+        # not by the runner, whose hooks expect a run: EMAHook has no average yet, and takes these weights when it has
+        load_checkpoint(model, checkpoint, map_location='cpu', strict=True)
 
 
 def start_from(cfg: Config) -> None:

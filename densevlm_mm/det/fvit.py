@@ -22,7 +22,7 @@ from .region_features import DenseRegions, LevelsWithRegions, PooledRegions, Reg
 
 _TOWER = 'backbone.tower.'
 # entries of a state dict beside its weights, which say what it was made with
-TOWER_DIGEST, VOCABULARY_DIGEST = 'tower_sha256', 'vocabulary_sha256'
+_TOWER_DIGEST, _VOCABULARY_DIGEST, _MODE_DIGEST = 'tower_sha256', 'vocabulary_sha256', 'dense_mode_sha256'
 
 
 @MODELS.register_module()
@@ -88,6 +88,7 @@ class FViT(TwoStageDetector):
             self.vocabulary = build_vocabulary(vocabulary)
             self.roi_head.set_vocabulary(self.vocabulary, None, None)
         self.save_tower = save_tower
+        self._tower_record: Tensor | None = None
         self.register_state_dict_post_hook(_complete_state)
 
     @property
@@ -113,8 +114,10 @@ class FViT(TwoStageDetector):
         self.roi_head.set_vocabulary(vocabulary, rows[:-1], rows[-1])
         self.vocabulary = vocabulary
         self._has_texts = True
-        if getattr(self, 'dataset_meta', None):  # what MMDetection's inferencers name their results by
-            self.dataset_meta = {**self.dataset_meta, 'classes': vocabulary.names}
+        if getattr(self, 'dataset_meta', None):  # the very dict that MMDetection's visualizers hold
+            self.dataset_meta['classes'] = vocabulary.names
+            for part in ('base_classes', 'novel_classes'):
+                self.dataset_meta.pop(part, None)
 
     def extract_feat(self, batch_inputs: Tensor) -> tuple[Tensor, ...]:
         """Levels of the neck for images ``(B, 3, H, W)``, in evaluation with the VLM's view of any region."""
@@ -161,15 +164,19 @@ class FViT(TwoStageDetector):
             )
         if self.region_pooling == 'head' and self.backbone.out_indices[-1] != len(self.tower.blocks) - 1:
             raise ValueError("region_pooling='head' needs the last stage as the last of the backbone's out_indices")
+        if self.region_pooling == 'head' and self.backbone.strides is not None:
+            raise ValueError("region_pooling='head' cuts regions out of the last stage as it is: set strides=None")
+
+    def records(self) -> dict[str, Tensor]:
+        """What a checkpoint tells beside its weights, ``(32,)`` uint8 each: digests of class names and dense mode."""
+        names = json.dumps(self.vocabulary.names)
+        return {_VOCABULARY_DIGEST: _digest_of(names), _MODE_DIGEST: _digest_of(self.backbone.dense_mode)}
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
-        """Take the tower from this model if a checkpoint was saved without it, and no texts of other classes."""
-        tower, names = (state_dict.pop(prefix + key, None) for key in (TOWER_DIGEST, VOCABULARY_DIGEST))
-        if names is not None and not self._has_texts and not torch.equal(names.cpu(), self._vocabulary_digest()):
-            raise RuntimeError(
-                'this checkpoint holds the text embeddings of another vocabulary, and the config none: set '
-                'backbone.checkpoint or text_embeddings, or the vocabulary that the detector was trained with'
-            )
+        """Take the tower from this model if a checkpoint was saved without it; refuse another mode, other texts."""
+        self._tower_record = None
+        self._check_records({key: state_dict.pop(prefix + key, None) for key in self.records()})
+        tower = state_dict.pop(prefix + _TOWER_DIGEST, None)
         if tower is not None:
             if not torch.equal(tower.cpu(), self._tower_digest()):
                 raise RuntimeError(
@@ -180,21 +187,37 @@ class FViT(TwoStageDetector):
             state_dict.update({key: value for key, value in own.items() if key not in state_dict})
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def _tower_digest(self) -> Tensor:
-        """SHA-256 of the tower's weights, ``(32,)`` uint8."""
-        return _as_tensor(state_digest(self.tower.state_dict()))
+    def _check_records(self, stored: Mapping[str, Tensor | None]) -> None:
+        own = self.records()
+        differ = [key for key, value in stored.items() if value is not None and not torch.equal(value.cpu(), own[key])]
+        if _MODE_DIGEST in differ:
+            raise RuntimeError(
+                f'this checkpoint was trained in another dense mode than {self.backbone.dense_mode!r}: set '
+                'backbone.dense_mode'
+            )
+        if _VOCABULARY_DIGEST in differ and not self._has_texts:
+            raise RuntimeError(
+                'this checkpoint holds the text embeddings of another vocabulary, and the config none: set '
+                'backbone.checkpoint or text_embeddings, or the vocabulary that the detector was trained with'
+            )
 
-    def _vocabulary_digest(self) -> Tensor:
-        """SHA-256 of the class names in their order, ``(32,)`` uint8."""
-        return _as_tensor(sha256(json.dumps(self.vocabulary.names).encode()).hexdigest())
+    def _tower_digest(self) -> Tensor:
+        """SHA-256 of the frozen tower's weights, made once; a moving average asks for the state at every step."""
+        if self._tower_record is None:
+            self._tower_record = _as_tensor(state_digest(self.tower.state_dict()))
+        return self._tower_record
 
 
 def _complete_state(detector: FViT, state_dict: dict, prefix: str, local_metadata: dict) -> None:
-    state_dict[prefix + VOCABULARY_DIGEST] = detector._vocabulary_digest()
+    state_dict.update({prefix + key: value for key, value in detector.records().items()})
     if not detector.save_tower:
         for key in [key for key in state_dict if key.startswith(prefix + _TOWER)]:
             del state_dict[key]
-        state_dict[prefix + TOWER_DIGEST] = detector._tower_digest()
+        state_dict[prefix + _TOWER_DIGEST] = detector._tower_digest()
+
+
+def _digest_of(text: str) -> Tensor:
+    return _as_tensor(sha256(text.encode()).hexdigest())
 
 
 def _as_tensor(digest: str) -> Tensor:

@@ -21,7 +21,7 @@ from densevlm_mm.vlm.checkpoint_formats import Written, model_meta
 from densevlm_mm.vlm.checkpoints import META_KEY, Checkpoint, read_checkpoint, read_state_dict, save_atomically
 from densevlm_mm.vlm.digest import sha256
 
-from .fvit import VOCABULARY_DIGEST, FViT
+from .fvit import FViT
 
 _TOWER = 'backbone.visual.'
 _BOX_HEAD = 'roi_head.bbox_head.'
@@ -84,7 +84,7 @@ def convert_fvit_checkpoint(source: str | Path, target: str | Path, model: Mappi
     meta = {key: checkpoint.meta[key] for key in _FACTS if key in checkpoint.meta}
     meta['dataset_meta'] = {'classes': list(detector.vocabulary.names)}
     meta[META_KEY] = model_meta(None, method='FViT', source=source.name, source_sha256=sha256(source))
-    content = {'meta': meta, 'state_dict': state}
+    content = {'meta': meta, 'state_dict': {**state, **detector.records()}}
     save_atomically(
         target,
         lambda file: torch.save(content, file),
@@ -140,7 +140,7 @@ def _our_name(key: str, detector: FViT) -> str | None:
 def _expected_shapes(detector: FViT) -> dict[str, tuple[int, ...]]:
     """Shapes by our names, except for the text matrix, which goes by the released one."""
     shapes = {name: tuple(value.shape) for name, value in detector.state_dict().items()}
-    for name in (_TEXTS, _BACKGROUND_TEXT, VOCABULARY_DIGEST):
+    for name in (_TEXTS, _BACKGROUND_TEXT, *detector.records()):
         shapes.pop(name, None)  # a detector that was given no texts has none
     return {**shapes, _EMBEDDINGS: (len(detector.vocabulary) + 1, detector.tower.embed_dim)}
 

@@ -34,6 +34,11 @@ class FViTRoIHead(StandardRoIHead):
     def __init__(self, *, score_fusion: Mapping[str, Any], **options: Any) -> None:
         super().__init__(**options)
         self.score_fusion: ScoreFusion = MODELS.build(score_fusion)
+        if not self.bbox_head.reg_class_agnostic or (self.with_mask and not self.mask_head.class_agnostic):
+            raise ValueError(
+                'novel classes have no boxes or masks of their own to learn from: set reg_class_agnostic=True in the '
+                'box head and class_agnostic=True in the mask head'
+            )
 
     def set_vocabulary(self, vocabulary: Vocabulary, texts: Tensor | None, background: Tensor | None) -> None:
         """Detect these classes from now on.
@@ -61,7 +66,8 @@ class FViTRoIHead(StandardRoIHead):
         rescale: bool = False,
     ) -> list[InstanceData]:
         """See ``StandardRoIHead``; the proposals' scores go along with the features."""
-        x = x.with_objectness(torch.cat([proposals.scores for proposals in rpn_results_list]))
+        if all('scores' in proposals for proposals in rpn_results_list):
+            x = x.with_objectness(torch.cat([proposals.scores for proposals in rpn_results_list]))
         return super().predict_bbox(x, batch_img_metas, rpn_results_list, rcnn_test_cfg, rescale)
 
     def _bbox_forward(self, x: tuple[Tensor, ...], rois: Tensor) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
@@ -40,7 +40,9 @@ def check_classes(runner: Runner, loader: DataLoader, key: str) -> None:
     Raises:
         ValueError: If the model has no vocabulary, the data set no classes, or they differ.
     """
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    model = runner.model
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module
     vocabulary = getattr(model, 'vocabulary', None)
     if vocabulary is None:
         raise ValueError(f'{type(model).__name__} has no vocabulary to compare with: leave VocabularyCheckHook out')

@@ -70,6 +70,15 @@ def test_other_models_load_strictly_too(tmp_path):
         load_weights(runner, str(tmp_path / 'part.pth'))
 
 
+def test_a_moving_average_does_not_stand_in_the_way(tmp_path):
+    hooks = [{'type': 'EMAHook'}]
+    runner = Runner(nn.Linear(2, 3), work_dir=str(tmp_path), custom_hooks=hooks, experiment_name='average')
+    state = nn.Linear(2, 3).state_dict()
+    torch.save({'state_dict': state, 'ema_state_dict': {}}, tmp_path / 'good.pth')
+    load_weights(runner, str(tmp_path / 'good.pth'))
+    assert torch.equal(runner.model.weight, state['weight'])
+
+
 def test_load_from_becomes_the_checkpoint_of_what_trains():
     model = {'type': 'densevlm_mm.DenseVLM', 'student': {'checkpoint': 'a.pt'}, 'teacher': {}}
     cfg = Config({'model': model, 'load_from': 'b.pt', 'resume': False})

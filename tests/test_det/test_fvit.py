@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mmengine.runner.checkpoint import get_state_dict, load_state_dict, weights_to_cpu
+from mmengine.structures import InstanceData
 from torch import nn
 from torchvision.ops import roi_align
 
@@ -117,7 +118,7 @@ def test_no_proposals_no_detections(build, samples):
 
 
 def test_a_novel_label_does_not_train(build, samples):
-    with pytest.raises((ValueError, IndexError, RuntimeError)):
+    with pytest.raises(ValueError, match="'star'.*not a base class"):
         build().train().loss(images(), samples([(2, OBJECTS[0][1])]))
 
 
@@ -137,9 +138,14 @@ def test_vocabularies_of_any_size(detector_config, samples, count, clip):
 def test_another_vocabulary_at_run_time(build, samples):
     detector = build()
     expected = build(vocabulary=['cup', 'fish'])
-    detector.dataset_meta = {'classes': ('car', 'tree', 'star', 'boat'), 'palette': None}
+    meta = detector.dataset_meta = {
+        'classes': ('car', 'tree', 'star', 'boat'),
+        'novel_classes': ('star',),
+        'palette': None,
+    }
     detector.set_vocabulary(['cup', 'fish'])
-    assert detector.dataset_meta == {'classes': ('cup', 'fish'), 'palette': None}
+    assert detector.dataset_meta is meta  # which visualizers hold, too
+    assert meta == {'classes': ('cup', 'fish'), 'palette': None}
     assert detector.vocabulary.names == ('cup', 'fish')
     (now,), (then,) = (predicted(model, images(), samples([])) for model in (detector, expected))
     assert torch.equal(now.scores, then.scores)
@@ -198,6 +204,21 @@ def test_a_checkpoint_without_the_tower_loads_beside_the_same_tower(build, sampl
         whole.load_state_dict(copy.deepcopy(state))
 
 
+def test_another_dense_mode_is_refused(build, detector_config):
+    config = detector_config()
+    config.backbone.dense_mode = 'csa'
+    for options in ({}, {'save_tower': False}):
+        with pytest.raises(RuntimeError, match="another dense mode than 'csa'"):
+            MODELS.build(config).load_state_dict(build(**options).state_dict())
+
+
+def test_proposals_may_come_without_scores(build, samples):
+    detector, (sample,) = build(), samples([])
+    sample.proposals = InstanceData(bboxes=torch.tensor([[4.0, 6, 40, 44], [10, 10, 60, 60]]))
+    (result,) = predicted(detector, images(), [sample])
+    assert len(result) > 0
+
+
 def test_a_detector_without_masks_reads_one_with(build, samples):
     trained, boxes = build(masks=True), build()
     boxes.load_state_dict(trained.state_dict())
@@ -209,6 +230,7 @@ def test_a_detector_without_masks_reads_one_with(build, samples):
     ('change', 'message'),
     [
         ({'backbone': {'trainable': 1}}, 'frozen'),
+        ({'roi_head': {'bbox_head': {'type': 'Shared2FCBBoxHead'}}}, 'class_agnostic=True'),
         ({'region_pooling': 'crops'}, 'region_pooling'),
         ({'region_pooling': 'head'}, 'with_dense'),
         ({'region_pooling': 'head', 'backbone': {'with_dense': False}}, 'convolutional'),

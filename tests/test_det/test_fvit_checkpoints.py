@@ -17,7 +17,6 @@ from torch import Tensor
 
 from densevlm_mm import __version__
 from densevlm_mm.det import FViT
-from densevlm_mm.det.fvit import VOCABULARY_DIGEST
 from densevlm_mm.det.fvit_checkpoints import convert_fvit_checkpoint, fit_to_detector
 from densevlm_mm.registry import MODELS
 from densevlm_mm.vlm import CheckpointError, load_vlm, read_state_dict
@@ -47,8 +46,8 @@ RELEASED = {
 
 
 def weights(detector: FViT) -> dict[str, Tensor]:
-    """State of a detector but the digest of its class names, which released files have not."""
-    return {key: value for key, value in detector.state_dict().items() if key != VOCABULARY_DIGEST}
+    """State of a detector without its records, which released files have not."""
+    return {key: value for key, value in detector.state_dict().items() if key not in detector.records()}
 
 
 def released_name(name: str) -> str:
@@ -132,8 +131,8 @@ def test_there_and_back(detector, detector_config, source, samples, tmp_path):
     target = tmp_path / 'new' / 'ours.pth'
     written = convert_fvit_checkpoint(source, target, detector_config(masks=True))
     state = read_state_dict(target)
-    assert same(state, weights(detector))
-    assert (written.path, written.tensors) == (target, len(state))
+    assert same(state, detector.state_dict())
+    assert (written.path, written.tensors) == (target, len(weights(detector)))
     fresh = MODELS.build(without_files(detector_config(masks=True)))
     fresh.load_state_dict(state)
     (ours,), (theirs,) = predicted(detector, samples([])), predicted(fresh, samples([]))
@@ -142,6 +141,14 @@ def test_there_and_back(detector, detector_config, source, samples, tmp_path):
     torch.testing.assert_close(theirs.bboxes, ours.bboxes)
     torch.testing.assert_close(theirs.scores, ours.scores)
     assert torch.equal(ours.masks, theirs.masks)
+
+
+def test_the_converted_file_knows_its_classes(detector_config, source, tmp_path):
+    convert_fvit_checkpoint(source, tmp_path / 'ours.pth', detector_config(masks=True))
+    config = detector_config(masks=True, vocabulary=CLASSES[::-1])
+    config.backbone.checkpoint = None
+    with pytest.raises(RuntimeError, match='another vocabulary'):
+        MODELS.build(config).load_state_dict(read_state_dict(tmp_path / 'ours.pth'))
 
 
 def test_what_is_left_out_is_named_and_the_file_knows_its_source(detector_config, source, released, used, tmp_path):
@@ -158,7 +165,7 @@ def test_the_files_that_the_config_names_are_not_needed(detector_config, detecto
     config = detector_config(masks=True, save_tower=False, text_embeddings='gone.npy')
     config.backbone.checkpoint = 'gone.pt'
     convert_fvit_checkpoint(source, tmp_path / 'ours.pth', config)
-    assert same(read_state_dict(tmp_path / 'ours.pth'), weights(detector))
+    assert same(read_state_dict(tmp_path / 'ours.pth'), detector.state_dict())
 
 
 @pytest.mark.parity
@@ -281,7 +288,7 @@ def test_names_of_a_whole_data_set_say_nothing_about_the_labels(detector_config,
     meta = {'CLASSES': tuple(f'class {i}' for i in range(80))}
     torch.save({'state_dict': released, 'meta': meta}, tmp_path / 'released.pth')
     convert_fvit_checkpoint(tmp_path / 'released.pth', tmp_path / 'ours.pth', detector_config(masks=True))
-    assert same(read_state_dict(tmp_path / 'ours.pth'), weights(detector))
+    assert same(read_state_dict(tmp_path / 'ours.pth'), detector.state_dict())
 
 
 def test_a_fault_keeps_the_older_file(detector_config, source, tmp_path):

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from mmengine.model import BaseModel
+from mmengine.model import BaseModel, BaseTTAModel
 from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -44,6 +44,13 @@ class Detector(BaseModel):
         return {'loss': self.weight.sum()}
 
 
+class Augmented(BaseTTAModel):
+    """The model under test-time augmentation."""
+
+    def merge_preds(self, data_samples_list: list) -> list:
+        return data_samples_list
+
+
 def check(stage: str, model: nn.Module, dataset: object) -> None:
     runner = SimpleNamespace(model=model, **{f'{stage}_dataloader': DataLoader(dataset)})
     getattr(VocabularyCheckHook(), f'before_{stage}')(runner)
@@ -53,6 +60,7 @@ def check(stage: str, model: nn.Module, dataset: object) -> None:
 def test_equal_classes_pass_and_others_do_not(stage):
     check(stage, Detector(), Boxes(CLASSES))
     check(stage, nn.DataParallel(Detector()), Boxes(list(CLASSES)))
+    check(stage, Augmented(Detector()), Boxes(CLASSES))
     for classes, difference in (
         (('car', 'star', 'tree'), "position 1 is 'star', not 'tree'"),
         (CLASSES[:2], "position 2 is None, not 'star'"),
