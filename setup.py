@@ -36,7 +36,7 @@ EXTRAS = {
         'onedl-mmdetection>=3.5.1',
         'onedl-mmsegmentation>=1.4.2',
     ],
-    'dev': ['pytest', 'hypothesis', 'ruff'],
+    'dev': ['pytest', 'pytest-xdist', 'hypothesis', 'ruff'],
 }
 
 

@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / 'configs'
 ALL = sorted(path.relative_to(CONFIGS) for path in CONFIGS.rglob('*.py') if '_base_' not in path.parts)
 # the others have tests of their own
-ELSEWHERE = ('clipself_', 'regionclip_', 'declip_', 'fvit_')
+ELSEWHERE = ('clipself_', 'regionclip_', 'declip_', 'fvit_', 'catseg_', 'segment_')
 OWN = [path for path in ALL if path.parts[0] in ('densevlm', 'miniworld') and not path.stem.startswith(ELSEWHERE)]
 DISTILLERS = [path for path in OWN if path.stem.startswith('densevlm_')]
 EVALUATIONS = [path for path in OWN if path.stem.startswith('eval_') and not path.stem.endswith('-captions')]

@@ -277,7 +277,7 @@ def test_ready_text_embeddings_that_do_not_fit(build, embedding_files, tmp_path)
     with pytest.raises(FileNotFoundError, match='gone.npy'):
         build(text_embeddings={'teacher': str(tmp_path / 'gone.npy')})
     torch.save({'embeddings': torch.ones(5, 16), 'names': ['car', 'tree', 'cup', 'sky', 'water']}, tmp_path / 'e.pt')
-    with pytest.raises(ValueError, match="row 2 is 'cup', not 'ball'"):
+    with pytest.raises(ValueError, match="position 2 is 'cup', not 'ball'"):
         build(text_embeddings={'student': str(tmp_path / 'e.pt')})
 
 

@@ -42,7 +42,7 @@ def test_stores_what_the_text_tower_says(main, command, tiny_arch, tmp_path, cap
     expected = torch.cat([words[:3], words[3:].mean(0, keepdim=True)])[: len(names)]
     torch.testing.assert_close(load_class_embeddings(out, names, 16), expected)
     assert list(torch.load(out, weights_only=True)) == ['embeddings', 'names']
-    with pytest.raises(ValueError, match="row 0 is 'car', not 'tree'"):
+    with pytest.raises(ValueError, match="position 0 is 'car', not 'tree'"):
         load_class_embeddings(out, ['tree', 'car', *names[2:]], 16)
 
 
