@@ -41,6 +41,8 @@ COLUMNS = {
     'reverse bias': 'reverse_bias',
     'thing crops': 'crops.thing.macc1',
 }
+# figures by column, by row of a table
+Rows = dict[str, dict[str, float]]
 
 
 class Demo:
@@ -65,12 +67,11 @@ class Demo:
             os.replace(newest, final)
         return final
 
-    def test(self, config: str, checkpoint: Path, step: str) -> dict[str, float]:
-        """Evaluate one checkpoint; return its figures in percent."""
+    def test(self, config: str, checkpoint: Path, step: str, *options: str) -> dict[str, float]:
+        """Evaluate one checkpoint, with overrides of the config; return its figures."""
         figures = self.work_dir / 'results' / f'{step}.json'
         if not figures.exists():
-            options = [f'test_evaluator.out_json={figures}', 'test_evaluator.per_class=True']
-            options += ['test_dataloader.dataset.pipeline.2.crop_size=64']
+            options = [f'test_evaluator.out_json={figures}', 'test_evaluator.per_class=True', *options]
             args = [CONFIGS / f'{config}.py', checkpoint, '--work-dir', self.work_dir / 'evaluation']
             self._run(f'test {step}', 'test.py', *args, '--cfg-options', *options)
         return json.loads(figures.read_text())['metrics']
@@ -116,36 +117,37 @@ def show(text: str) -> None:
         print(text, end='', flush=True)
 
 
-def run_seed(demo: Demo, methods: dict[str, str]) -> dict[str, dict[str, float]]:
-    """All steps of one seed; figures by row of the table."""
+def run_seed(demo: Demo, methods: dict[str, str]) -> Rows:
+    """All steps of one seed; figures, in percent, by row of the table."""
+    crops = 'test_dataloader.dataset.pipeline.2.crop_size=64'
     student = demo.train('pretrain_student_miniworld', 'pretrain_student')
     teacher = demo.train('pretrain_teacher_miniworld', 'pretrain_teacher')
     rows = {
-        'teacher': demo.test('eval_teacher_miniworld', teacher, 'teacher'),
-        'initial': demo.test('eval_student_miniworld', student, 'initial'),
+        'teacher': demo.test('eval_teacher_miniworld', teacher, 'teacher', crops),
+        'initial': demo.test('eval_student_miniworld', student, 'initial', crops),
     }
     for name, config in methods.items():
         step = config.replace('_tiny_miniworld', '')
-        rows[name] = demo.test('eval_student_miniworld', demo.train(config, step), step)
+        rows[name] = demo.test('eval_student_miniworld', demo.train(config, step), step, crops)
     return rows
 
 
-def table(results: dict[int, dict[str, dict[str, float]]]) -> str:
-    """All figures as a Markdown table, with the means over the seeds if there are several."""
-    blocks: dict[object, dict[str, dict[str, float]]] = dict(results)
+def table(results: dict[int, Rows], columns: dict[str, str]) -> str:
+    """Figures by seed and row as a Markdown table, with the means over the seeds if there are several."""
+    blocks: dict[object, Rows] = dict(results)
     if len(results) > 1:
         rows = next(iter(results.values()))
         blocks['mean'] = {
-            name: {key: fmean(result[name][key] for result in results.values()) for key in COLUMNS.values()}
+            name: {key: fmean(result[name][key] for result in results.values()) for key in columns.values()}
             for name in rows
         }
     lines = [
-        '| seed | model | ' + ' | '.join(COLUMNS) + ' |',
-        '|---|---|' + '---|' * len(COLUMNS),
+        '| seed | model | ' + ' | '.join(columns) + ' |',
+        '|---|---|' + '---|' * len(columns),
     ]
     for seed, rows in blocks.items():
         for name, figures in rows.items():
-            lines.append(f'| {seed} | {name} | ' + ' | '.join(f'{figures[key]:.1f}' for key in COLUMNS.values()) + ' |')
+            lines.append(f'| {seed} | {name} | ' + ' | '.join(f'{figures[key]:.1f}' for key in columns.values()) + ' |')
     return '\n'.join(lines)
 
 
@@ -189,41 +191,46 @@ def generate(data: Path, seed: int, num_train: int) -> None:
     show(f'seed {seed}: images in {data}\n')
 
 
-def main() -> None:
-    """Run the demo."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def make_parser(description: str) -> argparse.ArgumentParser:
+    """The arguments that every demo takes."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument('--seeds', nargs='+', type=int, default=[0], help='worlds and runs to make')
-    parser.add_argument('--compare', action='store_true', help='also train what DenseVLM is compared with')
     parser.add_argument(
         '--work-dir', type=Path, default=Path('work_dirs/miniworld'), help='one folder per seed goes here'
     )
     parser.add_argument('--data-root', type=Path, default=Path('data/miniworld'), help='and here')
     parser.add_argument('--images', type=int, default=4000, help='training images')
     parser.add_argument('--cfg-options', nargs='+', default=[], help='overrides for every training step, key=value')
+    return parser
+
+
+def make_demo(args: argparse.Namespace, seed: int) -> Demo:
+    """The demo of one seed, its world generated."""
+    data, work_dir = ((root / f'seed{seed}').resolve() for root in (args.data_root, args.work_dir))
+    generate(data, seed, args.images)
+    return Demo(seed, data, work_dir, args.cfg_options)
+
+
+def main() -> None:
+    """Run the demo."""
+    parser = make_parser(__doc__.splitlines()[0])
+    parser.add_argument('--compare', action='store_true', help='also train what DenseVLM is compared with')
     args = parser.parse_args()
 
-    start, results = time.monotonic(), {}
-    demos = [
-        Demo(
-            seed,
-            (args.data_root / f'seed{seed}').resolve(),
-            (args.work_dir / f'seed{seed}').resolve(),
-            args.cfg_options,
-        )
-        for seed in args.seeds
-    ]
-    for demo in demos:
-        generate(demo.data, demo.seed, args.images)
-        results[demo.seed] = run_seed(demo, COMPARED | DENSEVLM if args.compare else DENSEVLM)
+    start, demos, results = time.monotonic(), [], {}
+    for seed in args.seeds:
+        demos.append(make_demo(args, seed))
+        results[seed] = run_seed(demos[-1], COMPARED | DENSEVLM if args.compare else DENSEVLM)
     picture = args.work_dir / f'seed{args.seeds[0]}' / 'dense_predictions.png'
     draw(demos[0], picture)
-    (args.work_dir / 'table.md').write_text(table(results) + '\n')
+    report, path = table(results, COLUMNS), args.work_dir / 'table.md'
+    path.write_text(report + '\n')
     print(
         '\nRegion classification on held-out images, mean class accuracy in % (bias: share of stuff regions taken for'
     )
     print('things; reverse bias: things taken for stuff; crops: things cut out and seen as images):\n')
-    print(table(results))
-    print(f'\npicture: {picture}\ntable:   {args.work_dir / "table.md"}\ntime:    {time.monotonic() - start:.0f} s')
+    print(report)
+    print(f'\npicture: {picture}\ntable:   {path}\ntime:    {time.monotonic() - start:.0f} s')
 
 
 if __name__ == '__main__':
