@@ -3,15 +3,17 @@
 #
 #   bash tools/demo.sh                            # seed 0, one table and one picture in work_dirs/miniworld
 #   bash tools/demo.sh --compare --seeds 0 1 2
-#   bash tools/demo.sh --detection --seeds 0 1    # on top of it: tools/demo_detection.py
+#   bash tools/demo.sh --detection --seeds 0 1     # on top of it: tools/demo_detection.py
+#   bash tools/demo.sh --segmentation --seeds 0 1  # likewise: tools/demo_segmentation.py
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 demo=tools/demo.py
-if [ "${1:-}" = --detection ]; then
-    demo=tools/demo_detection.py
+case "${1:-}" in --detection | --segmentation)
+    demo=tools/demo_${1#--}.py
     shift
-fi
+    ;;
+esac
 bash tools/setup_env.sh
-export HF_HUB_OFFLINE=1 OMP_NUM_THREADS="${OMP_NUM_THREADS:-2}"
+export HF_HUB_OFFLINE=1 OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}" OMP_NUM_THREADS="${OMP_NUM_THREADS:-2}"
 exec "${DENSEVLM_VENV:-.venv}/bin/python" "$demo" "$@"
