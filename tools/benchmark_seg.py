@@ -21,6 +21,7 @@ from densevlm_mm.apis.benchmark_seg import (
     SUITES,
     Candidate,
     Options,
+    build_dataset,
     configured_candidate,
     run_benchmark,
     training_free_candidate,
@@ -44,7 +45,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--method', help='settings and names (default: densevlm; catseg with --config)')
     parser.add_argument('--dense-mode', help="of the CLIP (default: the method's, else that of its file)")
     parser.add_argument('--data-root', type=Path, default=Path('data'), help='folder of all data sets (default: data)')
-    parser.add_argument('--out', type=Path, help='folder of tables and counts (default: work_dirs/benchmark_seg/...)')
+    parser.add_argument(
+        '--out',
+        type=Path,
+        help='folder of tables and counts (default: below work_dirs/benchmark_seg, one for these weights)',
+    )
     parser.add_argument('--limit', type=int, help='only the first so many images of each data set')
     parser.add_argument('--batch-size', type=int, default=1, help='images at a time, per process')
     parser.add_argument('--num-workers', type=int, default=2, help='processes that load images, per process')
@@ -56,8 +61,6 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     _check(parser, args)
     args.method = args.method or ('catseg' if args.config else 'densevlm')
-    parts = [Path(args.checkpoint).stem, args.method, *filter(None, [args.dense_mode])]
-    args.out = args.out or Path('work_dirs') / 'benchmark_seg' / '_'.join(parts)
     return args
 
 
@@ -77,15 +80,30 @@ def find_missing(protocols: list[Protocol], data_root: Path) -> list[dict]:
     """Benchmarks without data, with what is missing and how to prepare it."""
     entries = []
     for protocol in protocols:
-        missing = [str(path) for path in protocol.missing(data_root)]
+        missing = [f'no {path}' for path in protocol.missing(data_root)] or try_dataset(protocol, data_root)
         if missing:
             entries.append({'benchmark': protocol.benchmark, 'missing': missing, 'prepare': protocol.prepare})
     return entries
 
 
+def try_dataset(protocol: Protocol, data_root: Path) -> list[str]:
+    """What is wrong with a data set whose folders are there; they may hold other files than converted ones."""
+    try:
+        build_dataset(protocol, data_root)
+    except FileNotFoundError as error:
+        return [str(error)]
+    return []
+
+
 def describe_missing(entries: list[dict]) -> str:
-    lines = [f'{entry["benchmark"]}: no {", ".join(entry["missing"])}\n    {entry["prepare"]}' for entry in entries]
+    lines = [f'{entry["benchmark"]}: {", ".join(entry["missing"])}\n    {entry["prepare"]}' for entry in entries]
     return '\n'.join(lines)
+
+
+def default_out(args: argparse.Namespace, digest: str) -> Path:
+    """Folder by weights, of which other ones may have the same name, and by method."""
+    parts = [Path(args.checkpoint).stem, digest[:8], args.method, *filter(None, [args.dense_mode])]
+    return Path('work_dirs') / 'benchmark_seg' / '_'.join(parts)
 
 
 def build_candidate(args: argparse.Namespace, protocol: Protocol) -> Candidate:
@@ -122,13 +140,12 @@ def run(args: argparse.Namespace) -> None:
     if not present:
         print(f'nothing to do, all data sets are missing:\n{describe_missing(absent)}')
         return
-    for protocol in present:  # what cannot be read is said now, not after hours
-        protocol.read_vocabulary(args.data_root)
     candidate = build_candidate(args, present[0])
     about = describe_run(candidate.facts, args.method, args.limit)
+    out = args.out or default_out(args, candidate.facts['sha256'])
     options = Options(
         data_root=args.data_root,
-        out=args.out,
+        out=out,
         limit=args.limit,
         batch_size=args.batch_size,
         num_workers=args.num_workers,
@@ -137,7 +154,7 @@ def run(args: argparse.Namespace) -> None:
         results[protocol.benchmark] = run_benchmark(candidate, protocol, options, Lines())
         ordered = [results[p.benchmark] for p in protocols if p.benchmark in results]
         if is_main_process():  # after each benchmark: the next may take hours
-            files = write_report(args.out, about, ordered)
+            files = write_report(out, about, ordered)
     if is_main_process():
         print(as_text(about, ordered))
         if absent:

@@ -12,6 +12,7 @@ from mmcv.transforms import LoadImageFromFile, Resize
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.dist import barrier, get_rank, get_world_size
+from mmengine.registry import DefaultScope
 from mmengine.runner import load_checkpoint
 from mmseg.datasets.transforms import PackSegInputs
 from mmseg.models import BaseSegmentor
@@ -22,7 +23,7 @@ from densevlm_mm.registry import DATASETS, MODELS
 from densevlm_mm.seg import LoadLabelMap, OVIoUMetric, OVSegDataset, TrainingFreeSegmentor
 from densevlm_mm.seg.image_counts import ImageCounts
 from densevlm_mm.seg.protocols import Protocol, ProtocolError
-from densevlm_mm.vlm import Vocabulary, read_state_dict
+from densevlm_mm.vlm import Vocabulary
 from densevlm_mm.vlm.checkpoints import read_meta
 from densevlm_mm.vlm.digest import sha256
 from densevlm_mm.vlm.factory import locate_checkpoint
@@ -106,12 +107,21 @@ def configured_candidate(config: Config, checkpoint: str, *, device: str = 'cpu'
     Raises:
         FileNotFoundError, CheckpointError: See `read_state_dict`.
         RuntimeError: If keys are missing, unexpected or of another shape.
+        ValueError: If the checkpoint was trained in another dense mode.
     """
-    read_state_dict(checkpoint)  # refuses code, which mmengine would run
-    model = MODELS.build(config.model)
+    trained_in = read_meta(checkpoint).get('dense_mode')  # refuses code, which mmengine would run
+    with DefaultScope.overwrite_default_scope(config.get('default_scope', 'mmseg')):
+        model = MODELS.build(config.model)
+    mode = model.vlm.dense_mode
+    if trained_in not in (None, mode):
+        raise ValueError(
+            f'{checkpoint} was trained in dense mode {trained_in!r}, but the config says {mode!r}: '
+            f'give --cfg-options model.vlm.dense_mode={trained_in}'
+        )
     load_checkpoint(model, checkpoint, map_location='cpu', strict=True)
     facts = {
         'model': type(model).__name__,
+        'dense_mode': mode,
         'config': config.model.to_dict(),
         'checkpoint': str(checkpoint),
         'sha256': sha256(Path(checkpoint)),
@@ -135,9 +145,8 @@ def run_benchmark(
     Returns:
         ``benchmark``, ``title``, ``classes``, ``images``, ``published_images``, ``metrics`` and ``settings``.
     """
-    vocabulary = protocol.read_vocabulary(options.data_root)
-    dataset = build_dataset(protocol, vocabulary, options)
-    configure(candidate.model, protocol, vocabulary)
+    dataset = build_dataset(protocol, options.data_root, limit=options.limit)
+    configure(candidate.model, protocol, dataset.vocabulary)
     settings = describe_settings(candidate, protocol, dataset)
     counts = ImageCounts(options.out / 'counts', protocol.benchmark, settings, rank=get_rank())
     metric = OVIoUMetric(out_json=str(options.out / f'{protocol.benchmark}.json') if get_rank() == 0 else None)
@@ -163,7 +172,7 @@ def run_benchmark(
     return {
         'benchmark': protocol.benchmark,
         'title': protocol.title,
-        'classes': len(vocabulary),
+        'classes': len(dataset.vocabulary),
         'images': len(names),
         'published_images': protocol.num_images,
         'metrics': metric.compute_metrics([known[name] for name in names]),
@@ -171,8 +180,18 @@ def run_benchmark(
     }
 
 
-def build_dataset(protocol: Protocol, vocabulary: Vocabulary, options: Options) -> OVSegDataset:
-    """The data set of a protocol; label maps keep their size while images are resized."""
+def build_dataset(protocol: Protocol, data_root: Path, *, limit: int | None = None) -> OVSegDataset:
+    """The data set of a protocol; label maps keep their size while images are resized.
+
+    Args:
+        protocol: What to evaluate.
+        data_root: See `Options`, here and below.
+        limit: Only the first so many images.
+
+    Raises:
+        FileNotFoundError: If the images or the label maps are not there.
+        ProtocolError: If the vocabulary cannot be read.
+    """
     pipeline = [
         LoadImageFromFile(),
         Resize(scale=(protocol.long_side, protocol.short_side), keep_ratio=True),
@@ -182,12 +201,12 @@ def build_dataset(protocol: Protocol, vocabulary: Vocabulary, options: Options) 
     return DATASETS.build(
         {
             'type': f'densevlm_mm.{protocol.dataset}',
-            'vocabulary': vocabulary,
+            'vocabulary': protocol.read_vocabulary(data_root),
             'pipeline': pipeline,
             'test_mode': True,
-            'indices': options.limit,
+            'indices': limit,
             'serialize_data': False,  # a few thousand paths
-            **protocol.dataset_options(options.data_root),
+            **protocol.dataset_options(data_root),
         }
     )
 

@@ -14,7 +14,7 @@ from mmengine.runner import Runner
 from densevlm_mm.datasets import read_category_names
 from densevlm_mm.vlm import read_state_dict
 
-# What a missing file is and who publishes it, by file name or by a folder in its path.
+# What a missing file is and who publishes it, by file name or by a folder in its path; with a slash, that one alone.
 _PUBLISHED = {
     'EVA02_CLIP_B_psz16_s8B.pt': 'EVA02-CLIP-B/16, the student to start from; Hugging Face: QuanSun/EVA-CLIP',
     'EVA02_CLIP_L_336_psz14_s6B.pt': 'EVA02-CLIP-L/14-336; Hugging Face: QuanSun/EVA-CLIP',
@@ -37,8 +37,16 @@ _PUBLISHED = {
     'docs/detection_data.md',
     'data/lvis': 'LVIS v1 annotations; lvisdataset.org',
     'dinov2_vitb14_pretrain.pth': 'DINOv2 ViT-B/14; GitHub: facebookresearch/dinov2',
-    'data/coco': 'COCO 2017 images and annotations; cocodataset.org, "Download"; unpack so that data/coco holds '
+    'data/coco/': 'COCO 2017 images and annotations; cocodataset.org, "Download"; unpack so that data/coco holds '
     'annotations/, train2017/ and val2017/',
+    'data/coco_stuff164k': 'COCO 2017 images (cocodataset.org) in images/, COCO-Stuff (github.com/nightrome/cocostuff) '
+    'in annotations/, converted by tools/dataset_converters/coco_stuff.py; see docs/segmentation_data.md',
+    'data/VOCdevkit': 'PASCAL VOC 2012 or 2010 (host.robots.ox.ac.uk/pascal/VOC); label maps of PASCAL Context are '
+    'made by tools/dataset_converters/pascal_context.py; see docs/segmentation_data.md',
+    'data/cityscapes': 'Cityscapes, leftImg8bit and gtFine (www.cityscapes-dataset.com, on registration), converted by '
+    'createTrainIdLabelImgs.py of cityscapesscripts; see docs/segmentation_data.md',
+    'data/ADE20K_2021_17_01': 'ADE20K, full release (groups.csail.mit.edu/vision/datasets/ADE20K, on registration), '
+    'converted by tools/dataset_converters/ade20k_full.py; see docs/segmentation_data.md',
     'data/ADEChallengeData2016': 'ADE20K (scene parsing release); data.csail.mit.edu/places/ADEchallenge; '
     'ade20k_panoptic_val.json and ade20k_panoptic_val/ come from python tools/dataset_converters/ade20k_panoptic.py '
     'data/ADEChallengeData2016',
@@ -135,4 +143,4 @@ def _paths_in(node: Any) -> Iterator[str]:
 
 def _sources(paths: Sequence[str]) -> list[str]:
     """What the missing files are and where they are published, each once."""
-    return [f'{name}: {what}' for name, what in _PUBLISHED.items() if any(name in path for path in paths)]
+    return [f'{name}: {what}' for name, what in _PUBLISHED.items() if any(name in f'{path}/' for path in paths)]

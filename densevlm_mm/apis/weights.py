@@ -41,5 +41,6 @@ def start_from(cfg: Config) -> None:
     part = next((name for name in ('student', 'vlm') if name in model), None)
     if part is None or not cfg.get('load_from') or cfg.get('resume'):
         return
-    if issubclass(MODELS.get(model.type), VLMModel):  # others, such as CAT-Seg, have more to load than their VLM
+    kind = MODELS.get(model.type)  # None if there is no such type, which whoever builds the model will say
+    if kind is not None and issubclass(kind, VLMModel):  # others, such as CAT-Seg, have more to load than their VLM
         cfg.model[part].checkpoint, cfg.load_from = cfg.load_from, None

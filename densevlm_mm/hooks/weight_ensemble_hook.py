@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +43,13 @@ class WeightEnsembleHook(Hook):
         self._raw: dict[str, Tensor] = {}
 
     def before_run(self, runner: Runner) -> None:
-        """Remember the weights that training starts from (those of the model's own checkpoint, also when resuming)."""
+        """Remember the weights that training starts from (those of the model's own checkpoint, also when resuming).
+
+        Raises:
+            ValueError: If a trainable parameter is not in checkpoints under its own name.
+        """
         self.original = _snapshot(runner.model)
+        _check_names(runner.model, self.original)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Put the blend into the checkpoint, and the raw weights beside it."""
@@ -99,6 +104,16 @@ def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def _snapshot(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in _trainable(model).items()}
+
+
+def _check_names(model: nn.Module, names: Iterable[str]) -> None:
+    model = model.module if is_model_wrapper(model) else model
+    hidden = sorted(set(names) - set(model.state_dict()))
+    if hidden:
+        raise ValueError(
+            f'WeightEnsembleHook cannot blend {len(hidden)} trainable parameters that checkpoints do not hold by name, '
+            f"such as {hidden[0]}: leave the hook out, or train fused projections whole (CATSeg: 'in_proj', not 'qv')"
+        )
 
 
 @torch.no_grad()

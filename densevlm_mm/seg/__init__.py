@@ -22,6 +22,7 @@ from .ov_seg_dataset import (
 from .preprocessor import MixedSizePreProcessor
 from .protocols import Protocol, ProtocolError, list_protocols, read_protocol
 from .training_free import TrainingFreeSegmentor
+from .vocabulary_meta import VocabularySegmentor
 from .windows import average_windows, sliding_windows
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     'VOC20SegDataset',
     'VOC20bSegDataset',
     'VOC21SegDataset',
+    'VocabularySegmentor',
     'average_windows',
     'convert_catseg_checkpoint',
     'label_map',

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from densevlm_mm.evaluation.report import format_table, output_path, write_json
 from densevlm_mm.registry import METRICS
+from densevlm_mm.vlm.vocabulary import first_difference
 
 CONVENTIONS = {
     'mIoU': "mean over the classes that are in the ground truth or predicted (MMSegmentation's; detectron2's until "
@@ -98,16 +99,20 @@ class OVIoUMetric(BaseMetric):
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
         """Count the pixels of a batch of data samples with ``gt_sem_seg`` and ``pred_sem_seg``.
 
+        Labels of a sample with ``vocabulary``, which this package's segmentors set, are positions in it.
+
         Raises:
-            KeyError: A data sample lacks one of them.
-            ValueError: They differ in size, or hold a label that no class has; the message names the image. Or the
-                metric has not been told the data set's metainfo.
+            KeyError: A data sample lacks one of the two.
+            ValueError: They differ in size, or hold a label that no class has; or the sample's vocabulary is not the
+                classes of the data set; the message names the image. Or the metric has not been told the data set's
+                metainfo.
         """
         if self.dataset_meta is None:
             raise ValueError(f"{type(self).__name__}.dataset_meta was not set; it needs the data set's metainfo")
         for sample in data_samples:
             where = sample.get('img_path', 'a data sample')
             try:
+                _check_vocabulary(sample.get('vocabulary'), self.dataset_meta['classes'])
                 maps = [sample[key]['data'].squeeze(0) for key in ('pred_sem_seg', 'gt_sem_seg')]
                 counts = count_image(
                     *maps, num_classes=len(self.dataset_meta['classes']), ignore_index=self.ignore_index
@@ -273,6 +278,15 @@ def _percent(shares: np.ndarray) -> float | None:
 
 def _size(labels: Tensor) -> str:
     return 'x'.join(map(str, reversed(labels.shape)))
+
+
+def _check_vocabulary(names: Sequence[str] | None, classes: Sequence[str]) -> None:
+    difference = None if names is None else first_difference(names, classes)
+    if difference:
+        raise ValueError(
+            f"the prediction's labels are positions in another vocabulary than the data set's classes: {difference}; "
+            'give model and data set the same vocabulary'
+        )
 
 
 def _check_labels(what: str, labels: Tensor, num_classes: int, check: str) -> None:

@@ -33,13 +33,17 @@ class LoadLabelMap(BaseTransform):
     def transform(self, results: dict) -> dict:
         """Load the label map; comes after the image is loaded, and before what crops or flips both.
 
+        Items without ``seg_map_path``, such as those of MMSegmentation's inferencers, are left as they are.
+
         Raises:
             KeyError: The item lacks something, since it is of another data set or its image is not loaded.
             FileNotFoundError: There is no such file.
             ValueError: It is no label map, holds values that no class has, has 8 bits though there are more than 255
                 classes, or is not of the size of its image; the message names the file and what to do.
         """
-        path = results['seg_map_path']
+        path = results.get('seg_map_path')
+        if path is None:
+            return results
         missing = [key for key in _NEEDED if key not in results]
         if missing:
             raise KeyError(

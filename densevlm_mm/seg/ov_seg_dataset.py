@@ -21,6 +21,11 @@ from densevlm_mm.vlm import Vocabulary, build_vocabulary
 from .label_maps import ZERO_LABELS, stored_range
 
 _GUIDE = 'docs/segmentation_data.md says where everything goes'
+# Options of mmseg's data sets, and what to give instead.
+_REPLACED = {
+    'metainfo': 'vocabulary=, and palette=',
+    'reduce_zero_label': "zero_label='ignore' for True, 'keep' for False",
+}
 
 
 @DATASETS.register_module()
@@ -43,7 +48,7 @@ class OVSegDataset(BaseSegDataset):
     Raises:
         FileNotFoundError: If the list, the images or the label maps are not there.
         ValueError: If there is no vocabulary, it does not fit the benchmark or the palette, or ``ignore_index`` is a
-            label; or for an unknown ``zero_label``.
+            label; or for an unknown ``zero_label``, or mmseg's ``metainfo`` or ``reduce_zero_label``.
     """
 
     PRESET: ClassVar[dict[str, Any]] = {}
@@ -59,6 +64,8 @@ class OVSegDataset(BaseSegDataset):
         zero_label: Literal['keep', 'ignore', 'last'] | None = None,
         **options: Any,
     ) -> None:
+        for option in _REPLACED.keys() & options:
+            raise ValueError(f'{type(self).__name__} takes no {option}=: give {_REPLACED[option]}')
         given = {'vocabulary': vocabulary, 'palette': palette, 'ignore_index': ignore_index, 'zero_label': zero_label}
         chosen = {key: value for key, value in given.items() if value is not None}
         options = {'ignore_index': 255, 'zero_label': 'keep', **self.PRESET, **chosen, **options}

@@ -10,8 +10,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from mmengine.structures import PixelData
-from mmseg.models import BaseSegmentor
 from mmseg.structures import SegDataSample
 from torch import Tensor
 
@@ -23,13 +21,12 @@ from densevlm_mm.vlm.checkpoints import load_checkpoint
 from densevlm_mm.vlm.prompts import get_templates
 from densevlm_mm.vlm.towers import VisionTower
 
-from .class_scores import LabelRule, label_map, resized_maps, vocabulary_meta
+from .class_scores import LabelRule, label_map, resized_maps
 from .preprocessor import MixedSizePreProcessor
+from .vocabulary_meta import VocabularySegmentor, refuse_arguments
 from .windows import num_cells, window_spans, window_weights
 
 _WINDOWS_AT_ONCE = 8  # through the image tower; an image may have hundreds
-_NO_PADDING = (0, 0, 0, 0)
-_FLIPPED_SIDES = {'horizontal': (1,), 'vertical': (0,), 'diagonal': (0, 1)}
 
 Spans = list[tuple[int, int]]
 
@@ -55,7 +52,7 @@ class ViewSettings:
 
 
 @MODELS.register_module()
-class TrainingFreeSegmentor(BaseSegmentor):
+class TrainingFreeSegmentor(VocabularySegmentor):
     """Dense features of a frozen VLM, compared with class names in sliding windows.
 
     The protocol of SCLIP, ClearCLIP and their successors: cosines of each query (a class name or synonym) with the
@@ -74,6 +71,9 @@ class TrainingFreeSegmentor(BaseSegmentor):
         area_thd: See `LabelRule`.
         data_preprocessor: None takes BGR images as MMSegmentation loads them, normalises with the mean and standard
             deviation that the vision tower was trained with, and lets images of different sizes share a batch.
+        pretrained: None, here and below: arguments of other segmentors, which MMSegmentation's `init_model` gives.
+        train_cfg: See `pretrained`.
+        test_cfg: See `pretrained`.
 
     Raises:
         ValueError: For options outside these, or see `set_vocabulary`.
@@ -91,7 +91,11 @@ class TrainingFreeSegmentor(BaseSegmentor):
         threshold: float = 0.0,
         area_thd: float = 0.0,
         data_preprocessor: Mapping[str, Any] | None = None,
+        pretrained: None = None,
+        train_cfg: None = None,
+        test_cfg: None = None,
     ) -> None:
+        refuse_arguments(pretrained=pretrained, train_cfg=train_cfg, test_cfg=test_cfg)
         model = freeze_for_evaluation(load_vlm(**vlm))
         super().__init__(data_preprocessor=data_preprocessor or preprocessor_of(model.visual))
         self.vlm = model
@@ -131,7 +135,6 @@ class TrainingFreeSegmentor(BaseSegmentor):
         given = {'templates': templates, 'window': window, 'stride': stride, 'logit_scale': logit_scale}
         self.view = replace(self._default, **{key: value for key, value in given.items() if value is not None})
         self.vocabulary, self.rule = vocabulary, rule
-        self.dataset_meta = vocabulary_meta(vocabulary)
         self._texts = None
 
     def load_weights(self, path: str | Path) -> None:
@@ -167,27 +170,6 @@ class TrainingFreeSegmentor(BaseSegmentor):
             found.append(resized_maps(maps, *(weights.to(maps) for weights in self._weights(spans, size))))
         return torch.stack(found)
 
-    def predict(self, inputs: Tensor, data_samples: list[SegDataSample] | None = None) -> list[SegDataSample]:
-        """Segment a batch of images.
-
-        Args:
-            inputs: ``(B, 3, H, W)``, normalised.
-            data_samples: ``ori_shape`` is the size of the result, that of the image itself if absent. Padding that the
-                preprocessor noted is cut off, and a flip that the pipeline noted undone.
-
-        Returns:
-            The samples with ``pred_sem_seg``: labels ``(1, H, W)``, positions in the vocabulary, whose names become the
-            samples' meta information ``vocabulary``.
-        """
-        data_samples = [SegDataSample() for _ in inputs] if data_samples is None else data_samples
-        for image, sample in zip(inputs, data_samples, strict=True):
-            meta = sample.metainfo
-            image = without_padding(image, meta)
-            labels = self.segment(image, tuple(meta.get('ori_shape', image.shape[-2:])[:2]))
-            sample.set_metainfo({'vocabulary': self.vocabulary.names})
-            sample.pred_sem_seg = PixelData(data=unflipped(labels, meta)[None])
-        return data_samples
-
     @torch.no_grad()
     def segment(self, image: Tensor, size: tuple[int, int]) -> Tensor:
         """Labels ``size`` of one image.
@@ -210,6 +192,14 @@ class TrainingFreeSegmentor(BaseSegmentor):
             phrases, _ = self.vocabulary.expanded()
             self._texts = class_embeddings(self.vlm, phrases, self.view.templates, normalize=True)
         return self._texts
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        self._texts = None  # of the weights before
+        super()._load_from_state_dict(*args)
+
+    def _apply(self, *args: Any, **options: Any) -> TrainingFreeSegmentor:
+        self._texts = None  # on the device before
+        return super()._apply(*args, **options)
 
     def _forward(self, inputs: Tensor, data_samples: list[SegDataSample] | None = None) -> Tensor:
         return self.extract_feat(inputs)
@@ -251,15 +241,3 @@ def preprocessor_of(tower: VisionTower) -> MixedSizePreProcessor:
     """The preprocessor that makes BGR images of any sizes a batch of what a tower expects."""
     mean, std = ([255 * value for value in values] for values in (tower.mean, tower.std))
     return MixedSizePreProcessor(mean=mean, std=std, bgr_to_rgb=True)
-
-
-def without_padding(image: Tensor, meta: Mapping[str, Any]) -> Tensor:
-    left, right, top, bottom = meta.get('img_padding_size', _NO_PADDING)
-    height, width = image.shape[-2:]
-    return image[:, top : height - bottom, left : width - right]
-
-
-def unflipped(labels: Tensor, meta: Mapping[str, Any]) -> Tensor:
-    if not meta.get('flip'):
-        return labels
-    return labels.flip(*_FLIPPED_SIDES[meta['flip_direction']])

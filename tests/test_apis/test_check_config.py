@@ -139,7 +139,7 @@ def test_main_recipe_says_what_is_missing_and_who_publishes_it():
     sources = dict(line.split(': ', 1) for line in lines[1:] if not line.endswith('does not exist'))
     assert 'huggingface' in sources[student].lower().replace(' ', '')
     assert 'the teacher' in sources[teacher] and 'lyhisme/DenseVLM' in sources[teacher]
-    assert 'cocodataset.org' in sources['data/coco']
+    assert 'cocodataset.org' in sources['data/coco/']
 
 
 @pytest.mark.usefixtures('empty_folder')
@@ -158,6 +158,26 @@ def test_other_recipes_too(name, words, monkeypatch):
         check_config(Config.fromfile(CONFIGS / name), train='eval' not in name)
     for word in words:
         assert word in str(error.value)
+
+
+@pytest.mark.usefixtures('empty_folder')
+@pytest.mark.parametrize(
+    ('path', 'source', 'word'),
+    [
+        ('data/coco', 'data/coco/', 'unpack'),
+        ('data/coco/val2017', 'data/coco/', 'unpack'),
+        ('data/coco_stuff164k/images/val2017', 'data/coco_stuff164k', 'coco_stuff.py'),
+        ('data/VOCdevkit/VOC2010/labels', 'data/VOCdevkit', 'pascal_context.py'),
+        ('data/cityscapes/gtFine/val', 'data/cityscapes', 'createTrainIdLabelImgs.py'),
+        ('data/ADE20K_2021_17_01/ade847.json', 'data/ADE20K_2021_17_01', 'ade20k_full.py'),
+    ],
+)
+def test_each_folder_has_its_own_source(path, source, word):
+    with pytest.raises(ConfigError) as error:
+        check_config(Config({}), files=[path])
+    _, missing, *sources = str(error.value).splitlines()
+    assert missing == f'  {path} does not exist'
+    assert [line.strip().split(': ')[0] for line in sources] == [source] and word in sources[0]
 
 
 class Payload:

@@ -87,6 +87,7 @@ def test_load_from_becomes_the_checkpoint_of_what_trains():
     segmentor = {'type': 'densevlm_mm.CATSeg', 'vlm': {}}  # has more to load than its VLM
     for untouched in (
         {'model': {'type': 'X'}, 'load_from': 'b.pt'},
+        {'model': {'type': 'densevlm_mm.DenseVML', 'student': {}}, 'load_from': 'b.pt'},  # whoever builds it complains
         {'model': segmentor, 'load_from': 'b.pt'},
         {**cfg, 'load_from': 'c.pt', 'resume': True},
     ):

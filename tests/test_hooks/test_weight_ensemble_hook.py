@@ -13,6 +13,7 @@ from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.utils.data import DataLoader
 
 from densevlm_mm.hooks import WeightEnsembleHook
@@ -160,6 +161,30 @@ def test_checkpoints_of_runs_without_the_hook_are_not_resumed(train, tmp_path):
     train(alpha=None)
     with pytest.raises(RuntimeError, match='written without WeightEnsembleHook'):
         train(max_iters=6, resume=True)
+
+
+class Doubled(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return 2 * weight
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        return weight / 2
+
+
+def test_parameters_that_checkpoints_show_otherwise_are_refused_before_training(train, monkeypatch):
+    def show_whole(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+        state[f'{prefix}weight'] = module.weight
+        del state[f'{prefix}parametrizations.weight.original']
+
+    def init(model: Model) -> None:
+        plain(model)
+        parametrize.register_parametrization(model.trained, 'weight', Doubled())
+        model.trained.register_state_dict_post_hook(show_whole)
+
+    plain = Model.__init__
+    monkeypatch.setattr(Model, '__init__', init)
+    with pytest.raises(ValueError, match='cannot blend 1 trainable .* trained.parametrizations.weight.original'):
+        train()
 
 
 @pytest.mark.parametrize('alpha', [-0.1, 1.1, 2.0])

@@ -9,7 +9,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from densevlm_mm.seg import LabelRule, class_scores, label_map
 from densevlm_mm.seg.class_scores import resized_maps, vocabulary_meta
@@ -118,23 +117,10 @@ def test_a_small_class_leaves_its_pixels_to_the_next():
     assert label_map(maps, rule, **whole).tolist() == [[0, 0, 0, 1]]
 
 
-class LargestTensor(TorchDispatchMode):
-    """Remembers how many numbers the largest tensor made had."""
-
-    numel = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        found = function(*args, **(kwargs or {}))
-        for tensor in found if isinstance(found, (tuple, list)) else [found]:
-            if isinstance(tensor, Tensor):
-                self.numel = max(self.numel, tensor.numel())
-        return found
-
-
-def test_scores_of_all_pixels_never_exist_at_once(monkeypatch):
+def test_scores_of_all_pixels_never_exist_at_once(largest_tensor, monkeypatch):
     monkeypatch.setattr(class_scores, '_SCORES_AT_ONCE', 2**14)
     maps = torch.randn(100, 4, 6)
-    with LargestTensor() as largest:
+    with largest_tensor as largest:
         label_map(
             maps,
             LabelRule(classes=tuple(range(100)), background=0, area_thd=0.001),

@@ -224,6 +224,15 @@ class TestErrors:
         with pytest.raises(KeyError, match=f"a.jpg: no '{key}'"):
             make_metric(3).process({}, [incomplete])
 
+    @pytest.mark.parametrize('names', [['c0', 'c2', 'c1'], ['c0'], ['c0', 'c1', 'c2', 'c3']])
+    def test_of_predictions_in_another_vocabulary(self, names):
+        entry = {**sample(np.zeros((1, 1), int), np.zeros((1, 1), int)), 'vocabulary': names}
+        with pytest.raises(ValueError, match="a.jpg: .* another vocabulary than the data set's classes: position"):
+            make_metric(3).process({}, [entry])
+        metric = make_metric(3)
+        metric.process({}, [{**entry, 'vocabulary': ('c0', 'c1', 'c2')}])
+        assert metric.results
+
     def test_of_metainfo(self):
         with pytest.raises(ValueError, match="metainfo has 'classes'"):
             OVIoUMetric().dataset_meta = {'palette': []}

@@ -118,6 +118,9 @@ class TestFiles:
         with pytest.raises(KeyError, match=rf"labels.png: the item has no \['{key}'\]; .*OVSegDataset"):
             LoadLabelMap()(entry)
 
+    def test_an_item_without_a_label_map_is_left_as_it_is(self):
+        assert LoadLabelMap()({'img_path': 'a.jpg', 'ori_shape': SHAPE}) == {'img_path': 'a.jpg', 'ori_shape': SHAPE}
+
 
 class TestLabels:
     @given(arrays.arrays(np.uint8, (3, 4)), st.booleans())

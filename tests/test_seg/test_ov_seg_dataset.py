@@ -128,6 +128,8 @@ class TestErrors:
             ({'vocabulary': 'voc20', 'ignore_index': 20, 'zero_label': 'ignore'}, r'20 is a label, .* 0\.\.20'),
             ({'vocabulary': 'voc21', 'ignore_index': 20}, r'20 is a label, .* 0\.\.20; set another, such as 255'),
             ({'vocabulary': 'voc21', 'zero_label': 'drop'}, r"zero_label must be one of .*, got 'drop'"),
+            ({'reduce_zero_label': True}, "OVSegDataset takes no reduce_zero_label=: give zero_label='ignore'"),
+            ({'metainfo': {'classes': ['a']}}, 'OVSegDataset takes no metainfo=: give vocabulary='),
         ],
     )
     def test_of_options(self, options, message):

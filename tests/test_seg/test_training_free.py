@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from mmengine.config import Config
+from mmseg.apis import MMSegInferencer, inference_model, init_model
 from mmseg.models import BaseSegmentor
 from mmseg.structures import SegDataSample
 from torch import Tensor
@@ -235,14 +239,6 @@ def test_an_own_preprocessor_stays(build, clip):
     assert model.data_preprocessor is before
 
 
-@pytest.mark.parametrize(('direction', 'sides'), [('horizontal', [1]), ('vertical', [0]), ('diagonal', [0, 1])])
-def test_a_flip_of_the_pipeline_is_undone(build, direction, sides):
-    model, image = build(), picture(48, 64)
-    sample = SegDataSample(metainfo={'ori_shape': (48, 64), 'flip': True, 'flip_direction': direction})
-    (sample,) = model(image[None], [sample], mode='predict')
-    assert torch.equal(sample.pred_sem_seg.data[0], predicted(model, image, (48, 64)).flip(sides))
-
-
 def test_is_a_segmentor_without_training(build):
     model, images = build(), picture(48, 64)[None]
     assert isinstance(model, BaseSegmentor)
@@ -354,12 +350,58 @@ def test_a_checkpoint_of_another_size_is_refused(build, tiny_arch, tmp_path):
     assert torch.equal(predicted(model, image), before)
 
 
-def test_texts_follow_the_weights_in_mmengines_loops(build, clip):
+@pytest.mark.parametrize('strict', [True, False])
+def test_texts_follow_the_weights_in_mmengines_loops(build, clip, strict):
     model, image = build(), picture(48, 64)
     before = predicted(model, image)
     torch.manual_seed(1)
-    model.vlm.load_state_dict(load_vlm(clip['arch']).state_dict())
-    model.eval()  # as mmengine's loops do before they start
+    state = load_vlm(clip['arch']).state_dict(prefix='vlm.')
+    model.load_state_dict(state if strict else {key: state[key] for key in state if '.text.' in key}, strict=strict)
     labels = predicted(model, image)
     assert not torch.equal(labels, before)
     assert (labels == plain_labels(model, plain_cosines(model, image, (48, 64)))).float().mean() > 0.995
+
+
+@pytest.mark.parametrize('change', [lambda model: model.to('cpu'), lambda model: model.double().float()])
+def test_texts_follow_the_device(build, change):
+    """There is but one device here: that they are made anew has to do."""
+    model = build()
+    before = model.query_texts()
+    assert model.query_texts() is before
+    change(model)
+    assert model.query_texts() is not before
+
+
+# ---------------------------------------------------------------- mmseg's own tools
+
+
+@pytest.fixture
+def config(clip) -> Config:
+    """As for tools/test.py, of the tiny CLIP."""
+    path = Path(__file__).parents[2] / 'configs' / 'training_free' / '_base_' / 'training-free_vitb16.py'
+    config = Config.fromfile(path)
+    config.model.update(vlm=clip, vocabulary=NAMES, templates=TEMPLATES, **VIEW)
+    config.test_pipeline[1].scale = config.test_dataloader.dataset.pipeline[1].scale = (64, 48)
+    return config
+
+
+def test_with_mmsegs_functions(config):
+    model = init_model(config, device='cpu')
+    sample = inference_model(model, np.zeros((96, 128, 3), np.uint8))
+    assert sample.pred_sem_seg.data.shape == (1, 96, 128)
+    assert sample.vocabulary == tuple(NAMES)
+
+
+@pytest.mark.filterwarnings('ignore')  # it warns of classes that it means to take from elsewhere
+def test_with_mmsegs_inferencer(config):
+    image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+    inferencer = MMSegInferencer(config, device='cpu')
+    found = inferencer(image, return_vis=True)
+    assert inferencer.model.dataset_meta['classes'] == tuple(NAMES)
+    assert found['predictions'].shape == (48, 64) and found['visualization'].shape == (48, 64, 3)
+
+
+@pytest.mark.parametrize('option', ['pretrained', 'train_cfg', 'test_cfg'])
+def test_mmsegs_other_arguments_are_refused(build, option):
+    with pytest.raises(ValueError, match=f'{option} would have no effect'):
+        build(**{option: {'mode': 'slide'}})

@@ -16,6 +16,7 @@ import torch
 import yaml
 from mmengine.config import Config
 from mmengine.runner import Runner
+from mmseg.models import SegDataPreProcessor
 from PIL import Image
 
 from densevlm_mm.apis import benchmark_seg, load_weights
@@ -122,8 +123,9 @@ def checkpoint(tmp_path_factory, arch) -> Path:
 def run(data_root, protocols, checkpoint) -> Callable[..., Path]:
     """Runs the tool in this process; its folder."""
 
-    def run(out: Path, *arguments: object, data: Path = data_root, weights: Path = checkpoint) -> Path:
-        given = ['--checkpoint', weights, '--data-root', data, '--protocols', protocols, '--out', out]
+    def run(out: Path | None, *arguments: object, data: Path = data_root, weights: Path = checkpoint) -> Path | None:
+        given = ['--checkpoint', weights, '--data-root', data, '--protocols', protocols]
+        given += [] if out is None else ['--out', out]
         argv = ['benchmark_seg.py', *map(str, [*given, '--num-workers', 0, '--device', 'cpu', *arguments])]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, 'argv', argv)
@@ -259,6 +261,33 @@ def test_missing_data_is_named_with_its_source(run, whole, tmp_path, capsys):
         run(tmp_path, '--benchmarks', 'cityscapes', 'voc20', '--strict')
 
 
+def test_unconverted_data_counts_as_missing(run, data_root, tmp_path, capsys):
+    """The release is there, what is made of it is not."""
+    shutil.copytree(data_root, tmp_path / 'data')
+    protocol = read_protocol(PROTOCOLS, 'catseg', 'ctx59')
+    for path in (tmp_path / 'data' / protocol.folder / protocol.label_dir).iterdir():
+        path.unlink()
+    arguments = ('--benchmarks', 'ctx59', 'voc20', '--limit', 1)
+    _, document, rows = read(run(tmp_path / 'out', *arguments, data=tmp_path / 'data'))
+    assert rows[0]['mIoU'] == '' and float(rows[1]['mIoU']) >= 0
+    printed = capsys.readouterr().out
+    assert 'image0.png: there is no such file' in printed and 'pascal_context.py' in printed
+    assert document['results'][0]['missing'][0] in printed
+    with pytest.raises(SystemExit, match='pascal_context.py'):
+        run(tmp_path / 'out', *arguments, '--strict', data=tmp_path / 'data')
+
+
+def test_weights_of_the_same_name_have_folders_of_their_own(run, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    other = tmp_path / checkpoint.name
+    content = torch.load(checkpoint, weights_only=True)
+    torch.save({**content, 'note': 'other bytes'}, other)
+    for weights in (checkpoint, other):
+        run(None, '--benchmarks', 'voc20', '--limit', 1, weights=weights)
+    expected = {f'clip_{sha256(weights)[:8]}_densevlm' for weights in (checkpoint, other)}
+    assert {path.name for path in Path('work_dirs/benchmark_seg').iterdir()} == expected and len(expected) == 2
+
+
 def test_without_any_data_nothing_is_built(run, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr('densevlm_mm.seg.training_free.load_vlm', None)
     run(tmp_path / 'out', data=tmp_path)
@@ -300,7 +329,7 @@ def test_catseg(run, catseg, data_root, tmp_path):
     assert [row['benchmark'] for row in rows if row['mIoU']] == ['ctx59', 'voc20', 'pas20b']
     about = document['run']
     assert about['model'] == 'CATSeg' and about['method'] == 'catseg' and about['sha256'] == sha256(weights)
-    assert about['config']['clip_size'] == 32 and about['sha256'] in text
+    assert about['config']['clip_size'] == 32 and about['sha256'] in text and 'dense_mode: value' in text
     phrases = document['results'][-1]['settings']['phrases']
     assert len(phrases) == 59 and phrases[-1] == ['wood', 20]
 
@@ -311,6 +340,26 @@ def test_catseg_takes_no_settings_of_others(run, catseg, tmp_path):
         run(tmp_path, '--benchmarks', 'voc20', '--config', config, '--method', 'densevlm', weights=weights)
     with pytest.raises(ProtocolError, match="method 'catseg' has no window"):
         run(tmp_path, '--benchmarks', 'voc20', '--method', 'catseg')
+
+
+def test_catseg_runs_in_the_dense_mode_that_it_was_trained_in(run, catseg, tmp_path):
+    config, weights = catseg
+    content = torch.load(weights, weights_only=True)
+    trained = tmp_path / 'csa.pth'
+    torch.save({**content, 'meta': {'vlm': {'dense_mode': 'csa'}}}, trained)
+    arguments = ('--benchmarks', 'voc20', '--limit', 1, '--config', config)
+    with pytest.raises(ValueError, match="csa.pth was trained in dense mode 'csa', .* 'value': .*dense_mode=csa"):
+        run(tmp_path, *arguments, weights=trained)
+    run(tmp_path, *arguments, '--cfg-options', 'model.vlm.dense_mode=csa', weights=trained)
+    assert read(tmp_path)[1]['run']['dense_mode'] == 'csa'
+
+
+def test_types_of_a_config_are_mmsegs(catseg, tmp_path):
+    """Without a prefix, as in its own configs."""
+    config = Config.fromfile(catseg[0])
+    config.model.data_preprocessor = {'type': 'SegDataPreProcessor', 'seg_pad_val': 255}
+    model = benchmark_seg.configured_candidate(config, str(catseg[1])).model
+    assert isinstance(model.data_preprocessor, SegDataPreProcessor)
 
 
 def test_catseg_is_loaded_strictly(run, catseg, checkpoint, tmp_path):
@@ -347,3 +396,6 @@ def test_config_gives_the_figures_of_the_command(whole, data_root, checkpoint, a
     runner = Runner.from_cfg(config)
     load_weights(runner, str(checkpoint))
     assert runner.test() == read(whole)[1]['results'][0]['metrics']
+    runner.model.set_vocabulary(runner.model.vocabulary.names[::-1])
+    with pytest.raises(ValueError, match="other classes than the model's vocabulary: position 0 is 'aeroplane'"):
+        runner.test()

@@ -25,3 +25,5 @@ test_dataloader = dict(
 )
 test_evaluator = dict(type='densevlm_mm.OVIoUMetric', per_class=True)
 test_cfg = dict(type='TestLoop')
+custom_hooks = [dict(type='densevlm_mm.VocabularyCheckHook')]
+visualizer = dict(type='SegLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')])  # for MMSegInferencer

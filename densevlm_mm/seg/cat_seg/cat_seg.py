@@ -2,42 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from mmengine.structures import PixelData
-from mmseg.models import BaseSegmentor, SegDataPreProcessor
+from mmseg.models import SegDataPreProcessor
 from mmseg.structures import SegDataSample
 from timm.layers import to_2tuple
 from torch import Tensor, nn
 
 from densevlm_mm.registry import MODELS
 from densevlm_mm.vlm import Vocabulary, build_vocabulary, load_vlm
+from densevlm_mm.vlm.factory import resolve_dtype
 from densevlm_mm.vlm.prompts import fill_template, get_templates
 from densevlm_mm.vlm.towers import VisionTower
 
-from ..class_scores import LabelRule, label_map, vocabulary_meta
-from ..training_free import preprocessor_of, unflipped, without_padding
-from ..windows import average_windows, resize_weights, sliding_windows
+from ..class_scores import LabelRule
+from ..training_free import preprocessor_of
+from ..vocabulary_meta import VocabularySegmentor, refuse_arguments
+from ..windows import average_windows, sliding_windows
 from .fine_tuning import FineTuning, fine_tune, unused_letters
 from .image_features import check_class_token_residual, check_guidance_blocks, image_features
 from .one_vs_rest_loss import check_labels, one_vs_rest_loss
 
+_QUERIES_AT_ONCE = 8  # at the pixels of all views: 23 MiB for 5 views of 384 px
+_PROMPTS_AT_ONCE = 512  # through the text tower
+
 
 @MODELS.register_module()
-class CATSeg(BaseSegmentor):
+class CATSeg(VocabularySegmentor):
     """Cost aggregation on the dense map of a CLIP (Cho et al., CVPR 2024, arXiv:2303.11797).
 
     Image and text towers are fine-tuned, gently; everything else learns from cosines of image and text, and so works
-    for classes that it has never seen. Evaluation follows the paper: an image is squashed to `squash_size`, seen in
-    windows and once as a whole, and the probabilities of all views are averaged.
+    for classes that it has never seen. Evaluation follows the paper: an image is squashed to `squash_size`;
+    windows of that are seen, and all of it once more, resized to a window; the probabilities of all views are averaged.
 
     Args:
-        vlm: Arguments of `load_vlm`. Its vision tower must be a ViT.
+        vlm: Arguments of `load_vlm`, in fp32. Its vision tower must be a ViT.
         vocabulary: Classes in the order of the labels; anything that `build_vocabulary` takes. Each is queried by its
-            first synonym; a class "background" by each of its words, if it has some, of which the best counts.
+            first synonym, up to a ", "; a class "background" by each of its words, if it has some, of which the best
+            counts.
         aggregator: Options of `CATSegAggregator`. Its channels of text and prompts follow from the VLM and `templates`.
         guidance_blocks: Blocks, counted from 0, whose maps guide the decoder: (3, 7) of 12, (7, 15) of 24.
         templates: Prompt templates, each of which becomes a channel of the cost volume.
@@ -51,12 +56,16 @@ class CATSeg(BaseSegmentor):
             them as the pipeline made them.
         window: Side of the windows in evaluation, in px of the squashed image; None for the whole image alone.
         stride: Px from one window to the next.
-        views_at_once: How many views of an image pass through the model together.
+        views_at_once: How many views of an image pass through the model together. Memory grows with it; 1 for large
+            vocabularies on a CPU.
         ignore_index: Label of pixels without a class.
         ignored: What such pixels are to the loss, see `one_vs_rest_loss`.
         data_preprocessor: None takes BGR images as MMSegmentation loads them, normalises with the mean and standard
             deviation that the vision tower was trained with, and pads the images of a batch to one size.
         init_cfg: See ``BaseSegmentor``.
+        pretrained: None, as are the next two; see `refuse_arguments`.
+        train_cfg: None.
+        test_cfg: None.
 
     Raises:
         ValueError: For options that contradict each other or do not fit the VLM.
@@ -83,9 +92,15 @@ class CATSeg(BaseSegmentor):
         ignored: Literal['negative', 'skip'] = 'negative',
         data_preprocessor: Mapping[str, Any] | None = None,
         init_cfg: Mapping[str, Any] | None = None,
+        pretrained: None = None,
+        train_cfg: None = None,
+        test_cfg: None = None,
     ) -> None:
+        refuse_arguments(pretrained=pretrained, train_cfg=train_cfg, test_cfg=test_cfg)
+        _check_dtype(vlm.get('dtype'))
         model = load_vlm(**vlm)
         super().__init__(data_preprocessor or _preprocessor(model.visual, ignore_index), init_cfg)
+        _check_padding(self.data_preprocessor, ignore_index)
         self.vlm = model
         self.templates = get_templates(templates)
         self.guidance_blocks = check_guidance_blocks(model.visual, guidance_blocks)
@@ -103,7 +118,6 @@ class CATSeg(BaseSegmentor):
         self._build_heads(aggregator or {})
         self._fine_tune(finetune_visual, finetune_text)
         self.register_buffer('tokens', None, persistent=False)
-        self.register_buffer('texts', None, persistent=False)
         self.set_vocabulary(vocabulary)
 
     def set_vocabulary(self, vocabulary: Any) -> None:
@@ -121,7 +135,6 @@ class CATSeg(BaseSegmentor):
         self.tokens = self.vlm.tokenize(prompts).to(self.vlm.device)
         self.texts = None
         self.vocabulary, self.rule = vocabulary, LabelRule(classes=classes)
-        self.dataset_meta = vocabulary_meta(vocabulary)
 
     def train(self, mode: bool = True) -> CATSeg:
         """Set training mode; text embeddings are made anew, of the weights that are there then."""
@@ -161,55 +174,45 @@ class CATSeg(BaseSegmentor):
         options = {'ignore_index': self.ignore_index, 'ignored': self.ignored}
         return {'loss_seg': one_vs_rest_loss(logits, labels, **options)}
 
-    def predict(self, inputs: Tensor, data_samples: list[SegDataSample] | None = None) -> list[SegDataSample]:
-        """Segment a batch of images.
-
-        Args:
-            inputs: ``(B, 3, H, W)``, normalised.
-            data_samples: ``ori_shape`` is the size of the result, that of the image itself if absent. Padding that the
-                preprocessor noted is cut off, and a flip that the pipeline noted undone.
-
-        Returns:
-            The samples with ``pred_sem_seg``: labels ``(1, H, W)``, positions in the vocabulary, whose names become the
-            samples' meta information ``vocabulary``.
-        """
-        data_samples = [SegDataSample() for _ in inputs] if data_samples is None else data_samples
-        for image, sample in zip(inputs, data_samples, strict=True):
-            meta = sample.metainfo
-            image = without_padding(image, meta)
-            labels = self.segment(image, tuple(meta.get('ori_shape', image.shape[-2:])[:2]))
-            sample.set_metainfo({'vocabulary': self.vocabulary.names})
-            sample.pred_sem_seg = PixelData(data=unflipped(labels, meta)[None])
-        return data_samples
-
     @torch.no_grad()
     def segment(self, image: Tensor, size: tuple[int, int]) -> Tensor:
-        """Labels ``size`` of one image.
+        """Labels ``size`` of one image: of the best query, the first of equals.
 
         Args:
             image: ``(3, H, W)``, normalised.
             size: ``(rows, columns)`` of the result in px.
         """
-        maps = self.probabilities(image)
-        rows, columns = (resize_weights(*sides) for sides in zip(maps.shape[-2:], size, strict=True))
-        return label_map(maps, self.rule, rows=rows, columns=columns)
+        best, query, first = image.new_zeros(size, dtype=torch.float32), image.new_zeros(size, dtype=torch.long), 0
+        for maps in self._probabilities(image):
+            values, positions = _resize(maps[None], size)[0].max(0)
+            better = values > best
+            best, query = values.where(better, best), (first + positions).where(better, query)
+            first += len(maps)
+        return torch.tensor(self.rule.classes, device=query.device)[query]
 
+    @torch.no_grad()
     def probabilities(self, image: Tensor) -> Tensor:
-        """Probabilities ``(P, h, w)`` of all P queries, at the pixels of the squashed image.
+        """Probabilities ``(P, h, w)`` of all P queries, at the pixels of the squashed image, fp32.
+
+        For a look at them; `segment` does without so much memory.
 
         Args:
             image: ``(3, H, W)``, normalised.
         """
+        return torch.cat(list(self._probabilities(image)))
+
+    def _probabilities(self, image: Tensor) -> Iterator[Tensor]:
+        """Those of a few queries at a time: enlarged, the views of a large vocabulary are gigabytes."""
         image = image[None] if self.squash_size is None else _resize(image[None], self.squash_size)
         size = tuple(image.shape[-2:])
-        if self.window is None:
-            return self._view_probabilities(image)[0]
-        windows = sliding_windows(size, self.window, self.stride)
-        crops = [image[..., y1:y2, x1:x2] for y1, x1, y2, x2 in windows]
-        if len(crops) == 1:
-            return self._view_probabilities(crops[0])[0]
-        *parts, whole = self._view_probabilities(torch.cat([*crops, _resize(image, crops[0].shape[-2:])]))
-        return (average_windows(parts, windows, size) + _resize(whole[None], size)[0]) / 2
+        windows = [(0, 0, *size)] if self.window is None else sliding_windows(size, self.window, self.stride)
+        views = [image[..., y1:y2, x1:x2] for y1, x1, y2, x2 in windows]
+        side = views[0].shape[-2:]
+        if len(windows) > 1:
+            views.append(_resize(image, side))
+        logits = torch.cat([self._forward(chunk) for chunk in torch.cat(views).split(self.views_at_once)])
+        for maps in logits.split(_QUERIES_AT_ONCE, dim=1):
+            yield _mean_of_views(_resize(maps.float(), side).sigmoid(), windows, size)
 
     def _forward(self, inputs: Tensor, data_samples: list[SegDataSample] | None = None) -> Tensor:
         """Logits ``(B, P, 4h, 4w)`` of all P queries at four times the resolution of the tokens."""
@@ -227,12 +230,9 @@ class CATSeg(BaseSegmentor):
         return self.texts
 
     def _encode_texts(self) -> Tensor:
-        return self.vlm.encode_text(self.tokens, normalize=False).unflatten(0, (-1, len(self.templates)))
-
-    def _view_probabilities(self, views: Tensor) -> Tensor:
-        """Probabilities ``(n, P, H, W)`` for views (n, 3, H, W)."""
-        chunks = views.split(self.views_at_once)
-        return torch.cat([self.encode_decode(chunk).float().sigmoid() for chunk in chunks])
+        chunks = self.tokens.split(_PROMPTS_AT_ONCE)
+        texts = torch.cat([self.vlm.encode_text(chunk, normalize=False) for chunk in chunks])
+        return texts.unflatten(0, (-1, len(self.templates)))
 
     def _build_heads(self, options: Mapping[str, Any]) -> None:
         tower = self.vlm.visual
@@ -259,9 +259,15 @@ class CATSeg(BaseSegmentor):
         self.texts = None
         super()._load_from_state_dict(*args)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CATSeg:
+        self.texts = None  # no buffer: a model that averages this one pairs their buffers, and must not find another
+        return super()._apply(fn, recurse)
+
 
 def queries_of(vocabulary: Vocabulary) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """What stands for each class: its first synonym; or the words of a background rule, all of them.
+
+    Lists of names often join synonyms by ", "; what comes first is the prompt then, too, as in the released code.
 
     Returns:
         P phrases in the order of the classes, and P class indices.
@@ -278,7 +284,15 @@ def queries_of(vocabulary: Vocabulary) -> tuple[tuple[str, ...], tuple[int, ...]
     phrases, classes = vocabulary.expanded()
     first = {index: position for position, index in reversed(list(enumerate(classes)))}
     kept = [i for i, index in enumerate(classes) if index == of_background or first[index] == i]
-    return tuple(phrases[i] for i in kept), tuple(classes[i] for i in kept)
+    return tuple(phrases[i].partition(', ')[0] for i in kept), tuple(classes[i] for i in kept)
+
+
+def _mean_of_views(views: Tensor, windows: Sequence[tuple[int, int, int, int]], size: tuple[int, int]) -> Tensor:
+    """Maps ``(P, *size)`` from those of views (n, P, h, w): windows and, after several, the whole, each for a half."""
+    if len(windows) == 1:
+        return views[0]
+    *parts, whole = views
+    return (average_windows(parts, windows, size) + _resize(whole[None], size)[0]) / 2
 
 
 def _resize(images: Tensor, size: Sequence[int]) -> Tensor:
@@ -293,3 +307,17 @@ def _preprocessor(tower: VisionTower, ignore_index: int) -> SegDataPreProcessor:
     # training batches are padded, too
     preprocessor.size_divisor, preprocessor.seg_pad_val = 1, ignore_index
     return preprocessor
+
+
+def _check_dtype(dtype: torch.dtype | str | None) -> None:
+    if resolve_dtype(dtype) not in (None, torch.float32):
+        raise ValueError(f'vlm.dtype={dtype!r}: CATSeg trains its CLIP, whose weights must be in fp32; leave dtype out')
+
+
+def _check_padding(preprocessor: nn.Module, ignore_index: int) -> None:
+    label = getattr(preprocessor, 'seg_pad_val', ignore_index)
+    if label != ignore_index:
+        raise ValueError(
+            f'data_preprocessor pads labels with seg_pad_val={label}, which is not the ignore_index {ignore_index}: '
+            f'padding would train as a class; set data_preprocessor.seg_pad_val={ignore_index}'
+        )

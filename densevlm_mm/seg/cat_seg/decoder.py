@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from .guided_layers import GuidedConv
 
 _CHANNELS_PER_GROUP = 16
+_CLASSES_AT_ONCE = 64  # 72 MiB per tensor at 96 x 96; all of a large vocabulary would be gigabytes
 
 
 class UpBlock(nn.Module):
@@ -62,6 +64,10 @@ class Decoder(nn.Module):
         Returns:
             ``(B, T, H, W)`` as fine as the last guidance.
         """
+        parts = volume.split(_CLASSES_AT_ONCE, dim=1)
+        return torch.cat([self._logits(part, guidance) for part in parts], dim=1)
+
+    def _logits(self, volume: Tensor, guidance: Sequence[Tensor]) -> Tensor:
         maps = volume.flatten(0, 1).permute(0, 3, 1, 2)
         for up, guiding in zip(self.ups, guidance, strict=True):
             maps = up(maps, guiding)

@@ -96,6 +96,9 @@ def take_apart(module: nn.Module, name: str) -> list[nn.Parameter]:
     To whoever reads ``module.NAME`` and in state dicts it is the fused one as before. So its parts can train, decay and
     be counted each for itself, and checkpoints stay what they are.
 
+    Whoever pairs parameters with entries of a state dict finds no parts there. MMEngine's averaged models update the
+    parts only with ``update_buffers=False``, their default; `WeightEnsembleHook` refuses such a model.
+
     Args:
         module: Owner of the parameter.
         name: Name of a parameter whose rows are queries, keys and values, in this order.

@@ -67,6 +67,7 @@ def convert_catseg_checkpoint(source: str | Path, target: str | Path, model: Map
     meta = {key: checkpoint.meta[key] for key in _FACTS if key in checkpoint.meta}
     facts = {'method': 'CATSeg', 'source': source.name, 'source_sha256': sha256(source)}
     meta[META_KEY] = model_meta(segmentor.vlm.config, dense_mode=segmentor.vlm.dense_mode, **facts)
+    meta['dataset_meta'] = segmentor.dataset_meta  # without which MMSegmentation's `init_model` looks for a decode head
     content = {'meta': meta, 'state_dict': state}
     save_atomically(
         target,

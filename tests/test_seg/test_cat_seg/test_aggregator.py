@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from densevlm_mm.seg import CATSegAggregator
+from densevlm_mm.seg.cat_seg import decoder
 
 TINY = {
     'guidance_dims': (20, 12), 'hidden_dim': 32, 'window': 4, 'pad_len': 10, 'appearance_dim': 16, 'text_dim': 16,
@@ -120,6 +121,14 @@ def test_a_batch_of_two_is_two_singles(classes):
             part = slice(i, i + 1)
             alone = aggregator(image[part], text[part], [maps[part] for maps in guidance])[0]
             torch.testing.assert_close(alone, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_how_many_classes_are_decoded_at_once_makes_no_difference(monkeypatch):
+    aggregator, given = tiny(), inputs(batch=2, classes=9)
+    with torch.no_grad():
+        expected = aggregator(*given)
+        monkeypatch.setattr(decoder, '_CLASSES_AT_ONCE', 4)
+        torch.testing.assert_close(aggregator(*given), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize('grid', [(3, 2), (4, 8), (5, 9), (6, 7)])

@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from mmengine.config import Config
 from mmengine.runner.checkpoint import load_state_dict
+from mmseg.apis import inference_model, init_model
 from mmseg.structures import SegDataSample
 
 from densevlm_mm.datasets.miniworld import miniworld_words
 from densevlm_mm.registry import MODELS
 from densevlm_mm.seg import CATSeg, average_windows, sliding_windows
+from densevlm_mm.seg.cat_seg import cat_seg
 from densevlm_mm.seg.cat_seg.cat_seg import queries_of
 from densevlm_mm.seg.cat_seg.image_features import image_features
 from densevlm_mm.vlm import build_vocabulary, load_vlm
@@ -124,15 +127,35 @@ def test_how_many_views_at_once_makes_no_difference(build):
     torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
 
 
-def test_padding_is_cut_off_and_flips_are_undone(build):
+def test_maps_of_all_queries_never_exist_at_once(build, largest_tensor, monkeypatch):
+    model, image = build(vocabulary=phrases(40)), images()[0]
+    maps = torch.randn(5, 40, 16, 16)
+    monkeypatch.setattr(model, '_forward', lambda views: maps[: len(views)])
+    expected = model.probabilities(image)
+    monkeypatch.setattr(cat_seg, '_QUERIES_AT_ONCE', 3)
+    with largest_tensor as largest:
+        found = model.segment(image, (48, 48))
+    assert largest.numel == maps.numel() < expected.numel()
+    torch.testing.assert_close(model.probabilities(image), expected)
+    assert torch.equal(found, expected.argmax(0))
+
+
+def test_the_first_of_equals(build, monkeypatch):
+    """Also where the others come later, or nothing is probable at all."""
+    monkeypatch.setattr(cat_seg, '_QUERIES_AT_ONCE', 2)
+    model = build(vocabulary=phrases(5))
+    for logits, expected in (([0, 1, 0, 1, 1], 1), ([-200] * 5, 0)):
+        maps = torch.tensor(logits).float().view(1, 5, 1, 1).expand(5, 5, 16, 16)
+        monkeypatch.setattr(model, '_forward', lambda views, maps=maps: maps)
+        assert model.segment(images()[0], (40, 56)).unique().tolist() == [expected]
+
+
+def test_padding_is_cut_off(build):
     model, image = build(), images()
     padded = F.pad(image, (0, 8, 0, 16))
     sample = SegDataSample(metainfo={'ori_shape': (40, 56), 'img_padding_size': (0, 8, 0, 16)})
     (expected,), (found,) = model.predict(image), model.predict(padded, [sample])
     assert torch.equal(found.pred_sem_seg.data, expected.pred_sem_seg.data)
-    sample = SegDataSample(metainfo={'ori_shape': (40, 56), 'flip': True, 'flip_direction': 'horizontal'})
-    (flipped,) = model.predict(image, [sample])
-    assert torch.equal(flipped.pred_sem_seg.data, expected.pred_sem_seg.data.flip(2))
 
 
 def test_more_classes_than_a_byte_holds(build, samples):
@@ -201,6 +224,16 @@ def test_cached_text_follows_the_weights(build):
     assert torch.equal(model.query_texts(), other.query_texts())
     assert not torch.equal(model.query_texts(), before)
     assert not {'texts', 'tokens'} & set(model.state_dict())
+    assert model.double().query_texts().dtype == torch.float64
+
+
+def test_text_is_encoded_in_chunks(build, monkeypatch):
+    model = build(vocabulary=phrases(7)).train()
+    expected = model.query_texts()
+    monkeypatch.setattr(cat_seg, '_PROMPTS_AT_ONCE', 3)
+    found = model.query_texts()
+    torch.testing.assert_close(found, expected)
+    assert found.requires_grad
 
 
 def test_another_vocabulary_at_run_time(build):
@@ -216,6 +249,7 @@ def test_another_vocabulary_at_run_time(build):
 def test_queries():
     vocabulary = build_vocabulary({'things': ['car', 'cup'], 'synonyms': {'car': ['auto', 'vehicle']}})
     assert queries_of(vocabulary) == (('auto', 'cup'), (0, 1))
+    assert queries_of(build_vocabulary(['person, individual', 'car'])) == (('person', 'car'), (0, 1))
     classes = {'things': ['car'], 'stuff': ['background'], 'background': ['sky', 'grass']}
     assert queries_of(build_vocabulary(classes)) == (('car', 'sky', 'grass'), (0, 1, 1))
     with pytest.raises(ValueError, match='threshold'):
@@ -266,6 +300,9 @@ def test_class_token_residual_of_openai(build, openai_clip):
         ({'guidance_blocks': (0, 5)}, 'block 5'),
         ({'guidance_blocks': (0,)}, 'not as many'),
         ({'stride': 40}, 'stride'),
+        ({'openai': {'dtype': 'bfloat16'}}, "dtype='bfloat16'.*fp32"),
+        ({'pretrained': 'clip.pt'}, 'pretrained would have no effect'),
+        ({'train_cfg': {'by_epoch': True}, 'test_cfg': {'mode': 'slide'}}, 'train_cfg, test_cfg would'),
     ],
 )
 def test_options_that_do_not_fit_are_refused(build, openai_clip, options, message):
@@ -310,3 +347,25 @@ def test_training_batches_are_padded(build, samples):
     assert batch['inputs'].shape == (2, 3, 32, 40)
     assert batch['data_samples'][0].gt_sem_seg.data[0, 0, -1] == model.ignore_index
     assert torch.isfinite(model.loss(**batch)['loss_seg'])
+
+
+def test_padding_that_would_train_as_a_class_is_refused(build):
+    preprocessor = {'type': 'SegDataPreProcessor', 'size_divisor': 1}
+    build(data_preprocessor=preprocessor)
+    build(data_preprocessor={**preprocessor, 'seg_pad_val': 65535}, ignore_index=65535)
+    with pytest.raises(ValueError, match='set data_preprocessor.seg_pad_val=65535'):
+        build(data_preprocessor=preprocessor, ignore_index=65535)
+
+
+def test_with_mmsegs_inference(build, clip, tmp_path):
+    """A checkpoint's classes are those that it was trained on, not those that are asked for."""
+    meta = {'dataset_meta': {'classes': ('sky',), 'palette': [[0, 0, 0]]}}
+    torch.save({'meta': meta, 'state_dict': build().state_dict()}, tmp_path / 'catseg.pth')
+    config = Config({'model': {**OPTIONS, 'vlm': {'arch': clip['arch']}}})
+    config.test_pipeline = [{'type': 'LoadImageFromFile'}, {'type': 'PackSegInputs'}]
+    model = init_model(config, str(tmp_path / 'catseg.pth'), device='cpu')
+    assert model.dataset_meta['classes'] == ('car', 'tree', 'star')
+    assert torch.equal(model.query_texts(), build().query_texts())
+    sample = inference_model(model, np.zeros((40, 56, 3), np.uint8))
+    assert sample.pred_sem_seg.data.shape == (1, 40, 56)
+    assert sample.vocabulary == ('car', 'tree', 'star')

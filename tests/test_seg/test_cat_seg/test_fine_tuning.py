@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from mmengine.model import ExponentialMovingAverage
 from mmengine.runner.checkpoint import get_state_dict, load_state_dict
 from torch import nn
 
@@ -122,6 +123,36 @@ def test_a_missing_projection_is_still_missed(build, openai_clip):
     del state[name]
     with pytest.raises(RuntimeError, match='resblocks.0.attn.parametrizations'):
         model.load_state_dict(state)
+
+
+def averaged_step(model: CATSeg, **options: bool) -> dict[str, tuple[nn.Parameter, ...]]:
+    """Per weight what it was, what it became by a step, and what half of either is by an averaged model."""
+    average = ExponentialMovingAverage(model, momentum=0.5, **options)
+    model.query_texts()  # kept, but as no buffer, of which the copy has none
+    average.update_parameters(model)
+    before = copy.deepcopy(model.state_dict())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(parameter.requires_grad)
+    average.update_parameters(model)
+    after, found = model.state_dict(), average.module.state_dict()
+    return {name: (before[name], after[name], found[name]) for name in found if found[name].is_floating_point()}
+
+
+def test_parts_are_averaged(build, openai_clip):
+    weights = averaged_step(build(vlm=openai_clip))
+    moved = {name for name, (before, after, _) in weights.items() if not torch.equal(before, after)}
+    assert any(name.endswith('in_proj_weight') for name in moved)
+    for before, after, found in weights.values():
+        torch.testing.assert_close(found, (before + after) / 2)
+
+
+def test_parts_are_not_averaged_by_way_of_the_state_dict(build, openai_clip):
+    """Why `take_apart` wants ``update_buffers=False``; once this fails, that sentence can go."""
+    weights = averaged_step(build(vlm=openai_clip), update_buffers=True)
+    before, after, found = weights['vlm.text.transformer.resblocks.0.attn.in_proj_weight']
+    assert torch.equal(found, before)
+    assert not torch.equal(found, after)
 
 
 @pytest.mark.parametrize('option', ['finetune_visual', 'finetune_text'])

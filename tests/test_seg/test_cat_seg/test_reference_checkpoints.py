@@ -144,6 +144,7 @@ def test_there_and_back(segmentors, write, clip, openai_clip, tmp_path, make):
     content = read_content(target)
     assert same(content['state_dict'], model.state_dict())
     assert content['meta']['iteration'] == 79999
+    assert content['meta']['dataset_meta'] == model.dataset_meta
     assert content['meta']['vlm']['dense_mode'] == 'value'
     assert written.tensors == len(model.state_dict())
     assert {'optimizer', 'scheduler'} <= set(written.dropped)
