@@ -212,6 +212,14 @@ def open_clip_config(arch: dict, custom_text: bool) -> dict:
     return {'embed_dim': arch['embed_dim'], 'vision_cfg': vision, 'text_cfg': text | vocabulary, 'custom_text': True}
 
 
+@pytest.fixture
+def open_clip_models(monkeypatch):
+    """Models that a test adds to open_clip's go with it; other tests ask for the list."""
+    monkeypatch.setattr('open_clip.factory._MODEL_CONFIG_PATHS', list(open_clip.factory._MODEL_CONFIG_PATHS))
+    monkeypatch.setattr('open_clip.factory._MODEL_CONFIGS', dict(open_clip.factory._MODEL_CONFIGS))
+
+
+@pytest.mark.usefixtures('open_clip_models')
 @pytest.mark.parametrize('suffix', ['.pt', '.safetensors'])
 @pytest.mark.parametrize('family', ['eva', *OPEN_CLIP_ARCHS])
 @pytest.mark.parametrize('custom_text', [False, True])
