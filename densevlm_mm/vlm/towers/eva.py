@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..positions import resize_position_embedding, rotary_table
 from .base import check_known_keys
+from .patches import embed_patches
 from .self_correlation import SELF_CORRELATIONS, self_correlation
 from .transformer import TransformerTower
 
@@ -89,7 +90,7 @@ class EvaTower(TransformerTower):
         return self.trunk.blocks
 
     def stem(self, images: Tensor) -> Tensor:
-        patches = self.trunk.patch_embed.proj(images)  # the convolution drops what does not fill a patch
+        patches = embed_patches(self.trunk.patch_embed.proj, images)
         tokens = torch.cat([self.trunk.cls_token.expand(len(images), -1, -1), patches.flatten(2).transpose(1, 2)], 1)
         native = self.trunk.patch_embed.grid_size
         return tokens + resize_position_embedding(self.trunk.pos_embed, tuple(patches.shape[-2:]), native)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..positions import resize_position_embedding
 from .base import check_known_keys, no_dense_path
+from .patches import embed_patches
 from .self_correlation import self_correlation
 from .transformer import TransformerTower
 
@@ -93,7 +94,7 @@ class OpenAITower(TransformerTower):
         return self.trunk.transformer.resblocks
 
     def stem(self, images: Tensor) -> Tensor:
-        patches = self.trunk.conv1(images)
+        patches = embed_patches(self.trunk.conv1, images)
         class_token = self.trunk.class_embedding.expand(len(images), 1, -1)
         tokens = torch.cat([class_token, patches.flatten(2).transpose(1, 2)], 1)
         table = self.trunk.positional_embedding[None]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..positions import resize_position_embedding
 from .base import no_dense_path
+from .patches import embed_patches
 from .timm_trunk import build_timm_model
 from .transformer import TransformerTower
 
@@ -57,7 +58,7 @@ class TimmViTTower(TransformerTower):
 
     def stem(self, images: Tensor) -> Tensor:
         trunk = self.trunk
-        patches = trunk.patch_embed.proj(images)  # the convolution drops what does not fill a patch
+        patches = embed_patches(trunk.patch_embed.proj, images)
         tokens = trunk.patch_embed.norm(patches.flatten(2).transpose(1, 2))
         prefix = [
             token.expand(len(images), -1, -1) for token in (trunk.cls_token, trunk.reg_token) if token is not None
