@@ -306,16 +306,28 @@ def test_vocabularies_are_those_of_the_data(path):
     assert (vocabulary.num_things, vocabulary.num_stuff) == sizes.get(data, (80, 53))
 
 
-def test_metafiles_list_every_training_config():
+def test_metafiles_list_every_model():
     index = yaml.safe_load((ROOT / 'model-index.yml').read_text())['Import']
-    listed = [model for path in index for model in yaml.safe_load((ROOT / path).read_text())['Models']]
+    assert sorted(index) == sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob('configs/*/metafile.yml'))
+    files = [yaml.safe_load((ROOT / path).read_text()) for path in index]
+    listed = [model for file in files for model in file['Models']]
+    collections = [collection for file in files for collection in file['Collections']]
+    assert {model['In Collection'] for model in listed} == {collection['Name'] for collection in collections}
+    assert all((ROOT / collection['README']).is_file() for collection in collections)
     for model in listed:
         assert Path(model['Config']).stem == model['Name'] and (ROOT / model['Config']).is_file()
-    methods = ('densevlm', 'clipself', 'regionclip', 'declip', 'fvit', 'swap')
+        assert model.get('Weights', 'https://').startswith('https://')
+    families = {Path(path).parts[1] for path in index}
     tests = ('eval_', 'fvit_vitl14_transfer2')
-    trained = [path for path in ALL if path.parts[0] in methods and not path.stem.startswith(tests)]
-    assert sorted(model['Config'] for model in listed) == sorted(f'configs/{path.as_posix()}' for path in trained)
-    batches = {model['Name']: model['Metadata']['Batch Size'] for model in listed}
-    scaled = {path.stem: load(path).get('auto_scale_lr') for path in trained}  # MMSegmentation has none
-    assert scaled.keys() == batches.keys()
-    assert all(batches[name] == scale.base_batch_size for name, scale in scaled.items() if scale)
+    models = [path for path in ALL if path.parts[0] in families and not path.stem.startswith(tests)]
+    assert sorted(model['Config'] for model in listed) == sorted(f'configs/{path.as_posix()}' for path in models)
+
+
+def test_metafiles_name_the_batch_size():
+    index = yaml.safe_load((ROOT / 'model-index.yml').read_text())['Import']
+    listed = [model for path in index for model in yaml.safe_load((ROOT / path).read_text())['Models']]
+    batches = {model['Config']: model['Metadata'].get('Batch Size') for model in listed}
+    scaled = {path: load(Path(path).relative_to('configs')).get('auto_scale_lr') for path in batches}
+    # what MMSegmentation's own configs train has no entry
+    assert all(batches[path] == scale.base_batch_size for path, scale in scaled.items() if scale)
+    assert [path for path, batch in batches.items() if batch is None and 'training_free' not in path] == []

@@ -13,6 +13,9 @@ def grid_choices(min_split: int = 2, max_split: int = 6) -> list[tuple[int, int]
     at most twice as many columns as rows, and more than half as many, rounded up (with ``min_split=1``: at
     least).
 
+    >>> grid_choices(2, 3)
+    [(2, 2), (2, 3), (3, 3)]
+
     Args:
         min_split: Fewest rows and columns. DenseVLM uses 2 (17 grids up to 6 x 6), CLIPSelf 1 (24 grids).
         max_split: Most rows and columns.
@@ -51,6 +54,9 @@ def normalize_boxes(boxes: Tensor, *, scale: float, size: int) -> Tensor:
 
 def grid_boxes(width: int, height: int, rows: int, cols: int) -> Tensor:
     """Boxes of a ``rows`` x ``cols`` grid over an image.
+
+    >>> grid_boxes(40, 20, 1, 2).tolist()
+    [[0.0, 0.0, 20.0, 20.0], [20.0, 0.0, 40.0, 20.0]]
 
     Args:
         width: Width of the image in px.

@@ -24,6 +24,12 @@ BACKGROUND = 'background'
 class Vocabulary:
     """Ordered class names and what belongs to them.
 
+    >>> vocabulary = Vocabulary(('sky', 'car', 'sand'), (False, True, False))
+    >>> vocabulary.things_first().names
+    ('car', 'sky', 'sand')
+    >>> vocabulary.things_first().indices
+    (1, 0, 2)
+
     Args:
         names: Class names, used whole in the prompts.
         is_thing: One flag per name.
@@ -273,6 +279,14 @@ def shipped_vocabularies() -> list[str]:
 
 def build_vocabulary(config: str | Mapping | Sequence[str] | Vocabulary) -> Vocabulary:
     """Vocabulary from what a config may say.
+
+    >>> vocabulary = build_vocabulary({'things': ['car', 'sofa'], 'stuff': ['sky'], 'synonyms': {'sofa': ['couch']}})
+    >>> vocabulary.names, vocabulary.num_things
+    (('car', 'sofa', 'sky'), 2)
+    >>> vocabulary.expanded()
+    (('car', 'couch', 'sky'), (0, 1, 2))
+    >>> build_vocabulary('ov_coco').novel().names[:3]
+    ('airplane', 'bus', 'cat')
 
     Args:
         config: A `Vocabulary`; a shipped name; a path (see `Vocabulary.from_file`); a plain list of names, all taken as
