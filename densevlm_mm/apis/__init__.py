@@ -5,12 +5,14 @@ from densevlm_mm.vlm import load_vlm
 from .check_config import ConfigError, check_config
 from .command_line import add_common_arguments, load_config
 from .distributed import close_process_group
+from .inferencer import Inferencer
 from .run_parts import SwapError
 from .swap_backbone import swap_backbone
 from .weights import load_weights, start_from
 
 __all__ = [
     'ConfigError',
+    'Inferencer',
     'SwapError',
     'add_common_arguments',
     'check_config',

@@ -5,6 +5,7 @@ from __future__ import annotations
 from mmengine.config import Config
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner, load_checkpoint
+from torch import nn
 
 from densevlm_mm.models import VLMModel
 from densevlm_mm.registry import MODELS
@@ -22,13 +23,18 @@ def load_weights(runner: Runner, checkpoint: str) -> None:
         ValueError, RuntimeError: If keys are missing, unexpected or of another shape, or the file holds code.
     """
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    load_model_weights(model, checkpoint)
+    runner.logger.info(f'loaded {checkpoint}')
+
+
+def load_model_weights(model: nn.Module, checkpoint: str) -> None:
+    """Load a checkpoint strictly into a model that is no runner's; see `load_weights`."""
     if hasattr(model, 'load_weights'):
         model.load_weights(checkpoint)
-        runner.logger.info(f'loaded {checkpoint}')
-    else:
-        read_state_dict(checkpoint)  # refuses code, which mmengine would run
-        # not by the runner, whose hooks expect a run: EMAHook has no average yet, and takes these weights when it has
-        load_checkpoint(model, checkpoint, map_location='cpu', strict=True)
+        return
+    read_state_dict(checkpoint)  # refuses code, which mmengine would run
+    # not by the runner, whose hooks expect a run: EMAHook has no average yet, and takes these weights when it has
+    load_checkpoint(model, checkpoint, map_location='cpu', strict=True)
 
 
 def start_from(cfg: Config) -> None:

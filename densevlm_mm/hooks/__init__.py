@@ -4,6 +4,7 @@ from .autocast_optim_wrapper import AutocastOptimWrapper
 from .bad_image_hook import BadImageHook
 from .decay_groups import DecayGroups
 from .decoupled_loss_hook import DecoupledLossHook
+from .region_picture_hook import RegionPictureHook
 from .resumable_loop import ResumableTrainLoop
 from .vlm_meta_hook import VLMMetaHook
 from .vocabulary_check_hook import VocabularyCheckHook
@@ -14,6 +15,7 @@ __all__ = [
     'BadImageHook',
     'DecayGroups',
     'DecoupledLossHook',
+    'RegionPictureHook',
     'ResumableTrainLoop',
     'VLMMetaHook',
     'VocabularyCheckHook',

@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 
 from densevlm_mm.vlm.checkpoints import save_atomically
 
+from .canvas import display_name
+
 _CELL = (0.46, 0.27)  # inches
 _LABELS = (2.6, 2.1)  # inches left of the cells and above them
 _PLURALS = {'thing': 'things', 'stuff': 'stuff'}
@@ -119,5 +121,5 @@ def _draw(axis: Axes, panel: _Panel, names: Sequence[str], regions: np.ndarray, 
 
 def _short(name: str, length: int = 22) -> str:
     """A name's first synonym, cut if it is long."""
-    first = name.split(',')[0].strip()
+    first = display_name(name)
     return first if len(first) <= length else first[: length - 1] + '…'

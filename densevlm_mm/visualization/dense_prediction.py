@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -17,6 +16,8 @@ from torch import Tensor
 from densevlm_mm.datasets.transforms.panoptic_regions import read_segment_map
 from densevlm_mm.vlm import VLM
 from densevlm_mm.vlm.checkpoints import save_atomically
+
+from .class_styles import class_colors
 
 
 @torch.no_grad()
@@ -42,16 +43,6 @@ def panoptic_labels(info: Mapping[str, Any]) -> np.ndarray:
     for segment in info['segments_info']:
         labels[ids == segment['id']] = segment['label']
     return labels
-
-
-def class_colors(is_thing: Sequence[bool]) -> np.ndarray:
-    """RGB colours in 0..1, ``(K, 3)``: saturated for things, muted for stuff."""
-    colors = np.zeros((len(is_thing), 3))
-    for kind, saturation, value in ((True, 0.95, 0.95), (False, 0.35, 0.62)):
-        members = [i for i, flag in enumerate(is_thing) if bool(flag) is kind]
-        for rank, index in enumerate(members):
-            colors[index] = matplotlib.colors.hsv_to_rgb([rank / max(len(members), 1), saturation, value])
-    return colors
 
 
 def plot_dense_predictions(
