@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.optim import OptimWrapper, build_optim_wrapper
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import AdamW
 
 from densevlm_mm.models import DenseVLM
 from densevlm_mm.registry import MODELS, OPTIM_WRAPPERS
 from densevlm_mm.vlm import VLM, load_vlm
 from densevlm_mm.vlm.architectures import build_vision_tower, resolve_arch
+from densevlm_mm.vlm.towers import VisionTower
 
 from .options import StepOptions
 from .reference_like import alignment_loss, box_features, dense_features, valid_boxes
@@ -90,13 +91,21 @@ class ProjectStep(TrainingStep):
         recipe = dict(optimizer=dict(type='AdamW', **ADAMW, fused=True), constructor=CONSTRUCTOR)
         self.wrapper = build_optim_wrapper(model, {**_wrapper_config(options), **recipe})
         model.data_preprocessor.register_forward_hook(self._end_of('transfer'))
-        # what comes before the student's first layer is the teacher, or its cache
-        first = next(layer for layer in model.student.visual.modules() if isinstance(layer, nn.Conv2d))
-        first.register_forward_pre_hook(self._end_of('teacher'))
+        self._watch_stem(model.student.visual)
         model.alignment_loss.register_forward_pre_hook(self._end_of('student'))
         model.alignment_loss.register_forward_hook(self._end_of('loss'))
         self.wrapper.optimizer.register_step_pre_hook(self._end_of('backward'))
         self.set_classes(options.classes[0])
+
+    def _watch_stem(self, tower: VisionTower) -> None:
+        """What comes before the student's first layer is the teacher, or its cache."""
+        stem, end_of_teacher = tower.stem, self._end_of('teacher')
+
+        def timed_stem(images: Tensor) -> Tensor:
+            end_of_teacher()
+            return stem(images)
+
+        tower.stem = timed_stem
 
     def set_classes(self, classes: int) -> None:
         self.model.student_text = class_rows(classes, self.model.student_text.shape[1], self.clock.device)
