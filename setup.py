@@ -36,7 +36,8 @@ EXTRAS = {
         'onedl-mmdetection>=3.5.1',
         'onedl-mmsegmentation>=1.4.2',
     ],
-    'dev': ['pytest', 'pytest-xdist', 'hypothesis', 'ruff'],
+    'demo': ['gradio>=6,<7'],
+    'dev': ['pytest', 'pytest-xdist', 'hypothesis', 'pyyaml', 'selenium', 'ruff'],
 }
 
 
@@ -94,12 +95,14 @@ setup(
     long_description=read_readme(),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
+    license_files=['LICENSE', 'CITATION.cff', 'CHANGELOG.md'],  # beside the metadata; all three travel in a wheel
     keywords=['CLIP', 'open-vocabulary', 'object detection', 'semantic segmentation', 'OpenMMLab'],
     classifiers=[
         'Development Status :: 4 - Beta',
         'Intended Audience :: Science/Research',
         'Operating System :: POSIX',
-        'Programming Language :: Python :: 3',
+        'Programming Language :: Python :: 3 :: Only',
+        'Programming Language :: Python :: 3.11',
         'Topic :: Scientific/Engineering :: Artificial Intelligence',
     ],
     packages=find_packages(include=[PACKAGE, f'{PACKAGE}.*']),

@@ -122,11 +122,13 @@ def _mmcv_recipe(user: str, error: ImportError) -> str:
     flags = 'MMCV_WITH_OPS=1 FORCE_CUDA=1' if torch.cuda.is_available() else 'MMCV_WITH_OPS=1'
     forked = 'onedl-mmcv' in metadata.packages_distributions().get('mmcv', [])
     name, version = ('onedl-mmcv', '2.3.6') if forked else ('mmcv', '2.1.0')
+    # the original needs the old pkg_resources, the fork the new way to name a licence
+    setuptools = 'setuptools>=77,<82' if forked else 'setuptools<81'
     return (
         f'{user} needs the compiled operators of mmcv, but mmcv._ext cannot be imported ({error}).\n'
         f'Build them for this environment (Python {platform.python_version()}, torch {torch.__version__}):\n'
         '  pip uninstall -y mmcv mmcv-lite onedl-mmcv\n'
-        "  pip install 'setuptools<81' wheel ninja psutil packaging\n"
+        f"  pip install '{setuptools}' wheel ninja psutil packaging\n"
         f"  {flags} pip install --no-build-isolation --no-cache-dir --no-binary {name} '{name}=={version}'\n"
         "From torch 2.14 on, unpack mmcv's source, replace c++17 by c++20 in its setup.py and install that."
     )

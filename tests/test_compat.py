@@ -94,14 +94,16 @@ class TestMmcvOps:
         message = str(error.value)
         assert message.startswith('The F-ViT detector needs the compiled operators of mmcv')
         assert 'MMCV_WITH_OPS=1' in message
+        assert "'setuptools<81'" in message
         assert "--no-build-isolation --no-cache-dir --no-binary mmcv 'mmcv==2.1.0'" in message
         assert torch.__version__ in message
 
     def test_the_fork_is_rebuilt_as_the_fork(self, monkeypatch):
         monkeypatch.setitem(sys.modules, 'mmcv._ext', None)
         monkeypatch.setattr(compat.metadata, 'packages_distributions', lambda: {'mmcv': ['onedl-mmcv']})
-        with pytest.raises(compat.CompatError, match="--no-binary onedl-mmcv 'onedl-mmcv=="):
+        with pytest.raises(compat.CompatError, match="--no-binary onedl-mmcv 'onedl-mmcv==") as error:
             compat.require_mmcv_ops()
+        assert "'setuptools>=77,<82'" in str(error.value)
 
     def test_a_gpu_asks_for_cuda_operators(self, monkeypatch):
         monkeypatch.setitem(sys.modules, 'mmcv._ext', None)
@@ -233,3 +235,34 @@ class TestReport:
         assert report['timm'] == 'broken (OSError: libfoo.so: cannot open shared object file)'
         assert report['torch'] == f'1.2.3 (torch {metadata.version("torch")})'
         assert report['mmseg'] == '1.2.3 (not installed, found on the path)'
+
+
+@pytest.mark.slow
+def test_smoke_of_what_is_installed(tmp_path):
+    """tools/misc/smoke.py, short of the configs, which have tests of their own; from a folder that is not ours."""
+    command = [sys.executable, str(ROOT / 'tools/misc/smoke.py')]
+    steps = ['imports', 'densevlm', 'detection', 'segmentation', 'training_free']
+    result = subprocess.run([*command, *steps], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-1000:] + result.stderr[-3000:]
+    lines = result.stdout.splitlines()
+    assert [line.split()[1] for line in lines if line.startswith('ok ')] == steps
+    assert lines[-1] == '5 of 5 steps work'
+    assert not list(tmp_path.iterdir())
+
+
+def test_smoke_goes_on_after_a_failure_and_tells_in_the_end(monkeypatch, capsys):
+    def break_down() -> str:
+        raise RuntimeError('no operators')
+
+    monkeypatch.syspath_prepend(str(ROOT / 'tools' / 'misc'))
+    smoke = importlib.import_module('smoke')
+    monkeypatch.setattr(smoke, 'CHECKS', {'first': break_down, 'second': lambda: '3 modules'})
+    monkeypatch.setattr(smoke, 'RUNS', {})
+    assert smoke.main([]) == 1
+    assert smoke.main(['second']) == 0
+    output = capsys.readouterr()
+    assert 'RuntimeError: no operators' in output.err
+    lines = [line.split(' (')[0].split() for line in output.out.splitlines() if line.startswith(('ok', 'FAILED'))]
+    assert lines == [['FAILED', 'first'], ['ok', 'second', '3', 'modules'], ['ok', 'second', '3', 'modules']]
+    with pytest.raises(SystemExit):
+        smoke.main(['third'])

@@ -20,8 +20,9 @@ import densevlm_mm
 ROOT = Path(__file__).parents[1]
 SHIPPED = (
     'densevlm_mm', 'configs', 'tools', 'setup.py', 'pyproject.toml', 'MANIFEST.in', 'LICENSE', 'README.md',
-    'model-index.yml',
+    'CHANGELOG.md', 'CITATION.cff', 'model-index.yml',
 )  # fmt: skip
+PAPERS = ('LICENSE', 'CHANGELOG.md', 'CITATION.cff')
 DATA_FILES = ('.json', '.txt', '.yaml', '.yml')
 PROBES = ('configs/probe/probe.py', 'configs/probe/metafile.yml', 'tools/probe/probe.py')
 
@@ -90,6 +91,11 @@ def test_wheel_holds_the_mim_folder(wheel):
     assert 'densevlm_mm/.mim/tools/dist_train.sh' in names
 
 
+def test_wheel_holds_licence_changes_and_citation(wheel, checkout):
+    texts = {Path(name).name: wheel.read(name) for name in wheel.namelist() if '.dist-info/' in name}
+    assert {name: texts.get(name) for name in PAPERS} == {name: (checkout / name).read_bytes() for name in PAPERS}
+
+
 def test_wheel_holds_nothing_else(wheel):
     names = wheel.namelist()
     assert {name.split('/')[0].split('-')[0] for name in names} == {'densevlm_mm'}
@@ -106,6 +112,12 @@ def test_extras_do_not_mix_originals_and_forks(requirements):
     originals, forks = names_with_extra(requirements, 'openmmlab'), names_with_extra(requirements, 'onedl')
     assert originals == {'mmengine', 'mmcv', 'mmdet', 'mmsegmentation'}
     assert forks == {'onedl-mmengine', 'onedl-mmcv', 'onedl-mmdetection', 'onedl-mmsegmentation'}
+
+
+def test_extras_for_the_page_and_the_tests(requirements):
+    assert names_with_extra(requirements, 'demo') == {'gradio'}
+    needed = {'pytest', 'pytest-xdist', 'hypothesis', 'pyyaml', 'selenium', 'ruff'}
+    assert names_with_extra(requirements, 'dev') == needed
 
 
 def test_building_a_wheel_leaves_no_mim_folder_behind(wheel, checkout):
@@ -137,7 +149,7 @@ def test_source_archive_builds_the_same_package(checkout, wheel):
     (archive,) = (checkout / 'sdist').glob('*.tar.gz')
     with tarfile.open(archive) as content:
         names = {name.split('/', 1)[1] for name in content.getnames() if '/' in name}
-    shipped = {'setup.py', 'pyproject.toml', 'MANIFEST.in', 'LICENSE', 'tools/dist_train.sh', *PROBES}
+    shipped = {'setup.py', 'pyproject.toml', 'MANIFEST.in', 'tools/dist_train.sh', *PAPERS, *PROBES}
     assert shipped <= names
     package = {name for name in wheel.namelist() if name.startswith('densevlm_mm/') and '/.mim/' not in name}
     assert package <= names

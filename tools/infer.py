@@ -23,9 +23,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('model', help="a CLIP's checkpoint, an architecture, or a config")
     parser.add_argument('inputs', nargs='+', help='images and folders of images')
     parser.add_argument('--task', choices=TASKS, default='regions', help='what to do (default: regions)')
-    parser.add_argument(
-        '--vocabulary', nargs='+', help="class names, a shipped name or a file (default: the config's)"
-    )
+    parser.add_argument('--vocabulary', nargs='+', help="class names, a shipped name or a file (default: the config's)")
     parser.add_argument('--stuff', nargs='+', help='further names, of stuff: grass, sky, ...')
     parser.add_argument('--weights', help='checkpoint, where the model is an architecture or a config')
     parser.add_argument('--arch', help='architecture of a checkpoint that leaves it open')

@@ -27,17 +27,19 @@ class ResumableTrainLoop(IterBasedTrainLoop):
 
     def run(self) -> nn.Module:
         """Train, from wherever the run stands."""
-        self.dataloader_iterator = _EpochStream(self.dataloader, self._iter)
+        # OneDL's loop tells its iterator to skip; mmengine's own asks for the batches and discards them
+        discarded = 0 if hasattr(self.dataloader_iterator, 'skip_iter') else self._iter
+        self.dataloader_iterator = _EpochStream(self.dataloader, self._iter, discarded=discarded)
         return super().run()
 
 
 class _EpochStream:
     """Batches of epoch after epoch, from batch `done` on.
 
-    The base loop first asks for `done` batches that it discards; those requests are answered with nothing.
+    The base loop may first ask for `discarded` batches that it throws away; those requests are answered with nothing.
     """
 
-    def __init__(self, dataloader: DataLoader, done: int) -> None:
+    def __init__(self, dataloader: DataLoader, done: int, *, discarded: int) -> None:
         self.dataloader = dataloader
         self.sampler = dataloader.sampler
         if not isinstance(self.sampler, EpochSampler):
@@ -50,7 +52,7 @@ class _EpochStream:
                 f'the data set gives {len(self.sampler)} images per process and epoch, less than one batch of '
                 f'{dataloader.batch_size}; use a smaller batch_size'
             )
-        self.discarded = done
+        self.discarded = discarded
         self.epoch, batches = divmod(done, len(dataloader))
         self.batches = self._open(batches)
 
@@ -64,6 +66,9 @@ class _EpochStream:
             self.epoch += 1
             self.batches = self._open(0)
             return next(self.batches)
+
+    def skip_iter(self, num_iters: int) -> None:
+        """What OneDL's loop calls in place of those requests: the stream is past these batches from the start."""
 
     def _open(self, batches_done: int) -> Iterator:
         self.sampler.set_epoch(self.epoch, skip=batches_done * self.dataloader.batch_size)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
-from mmengine.runner import IterBasedTrainLoop, Runner
+from mmengine.runner import IterBasedTrainLoop, Runner, loops
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
@@ -186,6 +186,24 @@ def test_resumed_run_on_shards_with_bad_images_sees_the_same_batches(train, shar
     replaced = {path for batch in whole for _, (*_, pairs) in batch for _, path in pairs}
     assert len(replaced) == 3
     assert not {Path(img_id).name for img_id in images(whole)} & {Path(path).name for path in replaced}
+
+
+def run_as_onedl_does(loop: IterBasedTrainLoop) -> nn.Module:
+    """The fork's loop in short: its iterator is told to skip, and no batch is asked for to be discarded."""
+    for moment in ('before_train', 'before_train_epoch'):
+        loop.runner.call_hook(moment)
+    loop.dataloader_iterator.skip_iter(loop.iter)
+    while loop.iter < loop.max_iters:
+        loop.run_iter(next(loop.dataloader_iterator))
+    return loop.runner.model
+
+
+def test_loop_that_skips_sees_the_same_batches(train, monkeypatch):
+    whole = train('whole')
+    train('parts', stop_after=8)
+    monkeypatch.setattr(IterBasedTrainLoop, 'run', run_as_onedl_does)
+    monkeypatch.setattr(loops._InfiniteDataloaderIterator, 'skip_iter', lambda self, steps: None, raising=False)
+    assert train('parts', resume=True) == whole[6:]
 
 
 def test_run_that_is_complete_does_nothing_when_resumed(train):

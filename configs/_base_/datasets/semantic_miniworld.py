@@ -1,5 +1,5 @@
-# The mini world for segmentation: training knows labels of twelve classes, and six novel ones are ignored there. Label maps
-# are made of the panoptic ones by tools/demo_segmentation.py.
+# The mini world for segmentation: training knows labels of twelve classes, and six novel ones are ignored there. Label
+# maps are made of the panoptic ones by tools/demo_segmentation.py.
 data_root = '{{$MINIWORLD_DATA:data/miniworld/seed0}}'
 novel = ['tree', 'star', 'boat', 'moss', 'sky', 'stone']
 seen = dict(
