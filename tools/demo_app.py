@@ -75,10 +75,14 @@ def read_vocabulary(given: list[str] | None) -> Vocabulary:
 
 
 def titles(checkpoint: str, compare: str | None) -> dict[str, str]:
-    """Files by title: their names, or as much of their paths as tells them apart."""
+    """Files by title: as much of the end of their paths as tells them apart."""
     files = [file for file in (checkpoint, compare) if file]
-    names = [Path(file).stem for file in files]
-    return dict(zip(files if len(set(names)) < len(names) else names, files, strict=True))
+    parts = [Path(file).resolve().with_suffix('').parts for file in files]
+    for count in range(1, max(map(len, parts))):
+        names = ['/'.join(part[-count:]) for part in parts]
+        if len(set(names)) == len(files):
+            return dict(zip(names, files, strict=True))
+    raise ValueError(f'--compare names the same file: {compare}')
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -146,8 +146,7 @@ class DetectTask(ConfiguredTask):
         from mmdet.apis import init_detector
         from mmdet.models.detectors.base import BaseDetector
 
-        with warnings.catch_warnings():  # of COCO's classes and a palette, which are not used
-            warnings.simplefilter('ignore')
+        with warnings.catch_warnings(record=True):  # of COCO's classes and a palette, which are not used
             model = init_detector(config, palette='random', device='cpu')
         if not isinstance(model, BaseDetector):
             raise ValueError(f'{type(model).__name__} is no detector: choose another task')

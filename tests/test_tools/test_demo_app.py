@@ -184,12 +184,14 @@ def test_warns_where_others_can_reach_it(call, served, clips):
 def test_two_files_of_one_name_are_told_apart(call, served, clips, tmp_path):
     other = shutil.copy(clips['after'], tmp_path / 'before.pth')
     assert call(clips['before'], '--compare', other, '--vocabulary', 'car')[0] == 0
-    assert list(served[0][0].models['regions']) == [str(clips['before']), str(other)]
+    folders = [clips['before'].parent.name, tmp_path.name]
+    assert list(served[0][0].models['regions']) == [f'{folder}/before' for folder in folders]
 
 
 @pytest.mark.parametrize(('arguments', 'error'), [
     (['gone.pth'], 'error: .*gone.pth'),
     (['{before}', '--compare', 'gone.pth'], 'error: .*gone.pth'),
+    (['{before}', '--compare', '{before}'], 'error: --compare names the same file: .*before.pth'),
     (['{before}', '--vocabulary', 'none.json'], 'error: .*none.json'),
     (['{before}', '--max-megabytes', '0'], 'error: limits of images must be above 0'),
 ])  # fmt: skip

@@ -2,7 +2,7 @@
 """Take a picture of the demo page at work, in a headless Chromium.
 
 Example, with tools/demo_app.py running:
-    python tools/misc/screenshot_demo_app.py http://127.0.0.1:7860 street.jpg docs/images/demo_app.png
+    python tools/misc/screenshot_demo_app.py http://127.0.0.1:7860 street.jpg page.png
 """
 
 from __future__ import annotations
@@ -144,24 +144,34 @@ class Visitor:
         return WebDriverWait(self.chrome, SECONDS)
 
 
+def take_picture(chrome: Chrome, args: argparse.Namespace) -> None:
+    """Use the page and write what it looks like then."""
+    visitor = Visitor(chrome, args.address)
+    visitor.upload(args.image)
+    if args.names:
+        visitor.type_names(args.names.replace('\\n', '\n'))
+    visitor.choose(args.task)
+    visitor.run()
+    if args.height is None:
+        resize(chrome, args.width, visitor.full_height())
+    save_atomically(args.out, lambda file: file.write(chrome.get_screenshot_as_png()))
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; 2 when something is missing."""
+    """Run the command; 2 when something is missing or the page does not answer."""
     args = parse_args(argv)
     try:
         chrome = open_browser(args.width, args.height or 900)
     except (OSError, ModuleNotFoundError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
+    from selenium.common.exceptions import WebDriverException
+
     try:
-        visitor = Visitor(chrome, args.address)
-        visitor.upload(args.image)
-        if args.names:
-            visitor.type_names(args.names.replace('\\n', '\n'))
-        visitor.choose(args.task)
-        visitor.run()
-        if args.height is None:
-            resize(chrome, args.width, visitor.full_height())
-        save_atomically(args.out, lambda file: file.write(chrome.get_screenshot_as_png()))
+        take_picture(chrome, args)
+    except WebDriverException as error:
+        print(f'error: {args.address} does not do what it should: {error.msg}', file=sys.stderr)
+        return 2
     finally:
         chrome.quit()
     return 0
