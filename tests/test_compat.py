@@ -89,6 +89,7 @@ class TestRequire:
 class TestMmcvOps:
     def test_missing_gives_the_recipe(self, monkeypatch):
         monkeypatch.setitem(sys.modules, 'mmcv._ext', None)
+        monkeypatch.setattr(compat.metadata, 'packages_distributions', lambda: {'mmcv': ['mmcv']})
         with pytest.raises(compat.CompatError) as error:
             compat.require_mmcv_ops('The F-ViT detector')
         message = str(error.value)

@@ -246,7 +246,9 @@ def test_levels_follow_the_value_path_of_the_last_block_only(size):
         levels = backbone(images)
     names = ('block0', 'block1', 'block2', 'block3_value')
     for level, name in zip(levels, names, strict=True):
-        torch.testing.assert_close(level.numpy(), reference[f'{size}/{name}'], rtol=1e-4, atol=1e-5)
+        expected = reference[f'{size}/{name}']
+        # by the norm: single values near zero carry the rounding of large ones
+        assert np.linalg.norm(level.numpy() - expected) <= 2e-6 * np.linalg.norm(expected)
 
 
 def test_blocks_beyond_the_last_output_do_not_run():
