@@ -58,7 +58,7 @@ def build_page(args: argparse.Namespace) -> DemoPage:
     if args.config:
         config, weights = args.config
         detector = partial(Inferencer, config, 'detect', vocabulary, weights=weights, device=args.device)
-        models['detect'] = {Path(weights).stem: detector}
+        models['detect'] = {Path(config).stem: detector}
     page = DemoPage(models, vocabulary, Limits(megabytes=args.max_megabytes, pixels=args.max_pixels))
     for task in (TASKS[0], *(['detect'] if args.config else [])):
         page.prepare(task)  # now, since a wrong file should not wait for the first visitor

@@ -114,10 +114,10 @@ class Visitor:
         self.chrome.execute_script(f"document.querySelector('#task input[value={task}]').click()")
 
     def run(self) -> None:
-        """Press the button, and wait for another picture."""
-        before = self.source()
+        """Press the button, and wait for another picture, or a sentence in its place."""
+        source, message = self.source(), self.message()
         self.press_run()
-        self.wait(lambda _: self.source() not in ('', before))
+        self.wait(lambda _: self.source() not in ('', source) or (self.message() != message and not self.find(PICTURE)))
 
     def press_run(self) -> None:
         """Press the button only."""
@@ -145,13 +145,20 @@ class Visitor:
 
 
 def take_picture(chrome: Chrome, args: argparse.Namespace) -> None:
-    """Use the page and write what it looks like then."""
+    """Use the page and write what it looks like then.
+
+    Raises:
+        ValueError: If the page answers with a sentence only.
+    """
     visitor = Visitor(chrome, args.address)
     visitor.upload(args.image)
+    visitor.wait(lambda _: visitor.source())  # or `run` would take it for the answer
     if args.names:
         visitor.type_names(args.names.replace('\\n', '\n'))
     visitor.choose(args.task)
     visitor.run()
+    if not visitor.source():
+        raise ValueError(f'the page answers: {visitor.message()}')
     if args.height is None:
         resize(chrome, args.width, visitor.full_height())
     save_atomically(args.out, lambda file: file.write(chrome.get_screenshot_as_png()))
@@ -169,8 +176,8 @@ def main(argv: list[str] | None = None) -> int:
 
     try:
         take_picture(chrome, args)
-    except WebDriverException as error:
-        print(f'error: {args.address} does not do what it should: {error.msg}', file=sys.stderr)
+    except (ValueError, WebDriverException) as error:
+        print(f'error: {args.address} gave no picture: {error}', file=sys.stderr)
         return 2
     finally:
         chrome.quit()
