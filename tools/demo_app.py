@@ -15,14 +15,12 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from densevlm_mm.apis import Inferencer
+from densevlm_mm.apis import Inferencer, vocabulary_of_words
 from densevlm_mm.apis.demo_inputs import Limits
 from densevlm_mm.apis.demo_page import DemoPage
 from densevlm_mm.apis.demo_widgets import is_loopback, require_gradio, serve
 from densevlm_mm.compat import CompatError
-from densevlm_mm.vlm import Vocabulary, build_vocabulary
-from densevlm_mm.vlm.vocabulary import shipped_vocabularies
-from densevlm_mm.vlm.vocabulary_files import INDEX_SUFFIXES
+from densevlm_mm.vlm import build_vocabulary
 
 TASKS = ('regions', 'segment', 'similarity')
 VOCABULARY = {'things': ['person', 'car', 'dog', 'cat', 'tree'], 'stuff': ['grass', 'sky', 'water', 'road', 'wall']}
@@ -49,7 +47,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def build_page(args: argparse.Namespace) -> DemoPage:
     """The page without its widgets, its first models loaded."""
-    vocabulary = read_vocabulary(args.vocabulary)
+    vocabulary = build_vocabulary(vocabulary_of_words(args.vocabulary) or VOCABULARY)
     options = dict(arch=args.arch, templates=args.templates, size=args.size, device=args.device)
     models: dict[str, dict[str, Callable[[], Inferencer]]] = {task: {} for task in TASKS}
     for title, file in titles(args.checkpoint, args.compare).items():
@@ -63,15 +61,6 @@ def build_page(args: argparse.Namespace) -> DemoPage:
     for task in (TASKS[0], *(['detect'] if args.config else [])):
         page.prepare(task)  # now, since a wrong file should not wait for the first visitor
     return page
-
-
-def read_vocabulary(given: list[str] | None) -> Vocabulary:
-    """Classes to begin with; one word may be a shipped name or a file, several are names."""
-    if given is None:
-        return build_vocabulary(VOCABULARY)
-    (first, *others) = given
-    is_source = first in shipped_vocabularies() or first.endswith(('.json', *INDEX_SUFFIXES)) or '::' in first
-    return build_vocabulary(first if is_source and not others else given)
 
 
 def titles(checkpoint: str, compare: str | None) -> dict[str, str]:

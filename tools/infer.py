@@ -12,10 +12,9 @@ import argparse
 import json
 from pathlib import Path
 
-from densevlm_mm.apis import Inferencer
+from densevlm_mm.apis import Inferencer, vocabulary_of_words
 from densevlm_mm.apis.inferencer import TASKS
 from densevlm_mm.vlm import CheckpointError
-from densevlm_mm.vlm.vocabulary import shipped_vocabularies
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -42,13 +41,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def vocabulary_of(args: argparse.Namespace) -> object:
-    """What `build_vocabulary` takes: one word may be a shipped name or a file, several are names."""
-    names = args.vocabulary
+    """What `build_vocabulary` takes; with names of stuff, all words are names."""
     if args.stuff:
-        return {'things': names or [], 'stuff': args.stuff}
-    if names and len(names) == 1 and (Path(names[0]).is_file() or names[0] in shipped_vocabularies()):
-        return names[0]
-    return names
+        return {'things': args.vocabulary or [], 'stuff': args.stuff}
+    return vocabulary_of_words(args.vocabulary)
 
 
 def main(argv: list[str] | None = None) -> None:

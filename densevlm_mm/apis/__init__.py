@@ -3,7 +3,7 @@
 from densevlm_mm.vlm import load_vlm
 
 from .check_config import ConfigError, check_config
-from .command_line import add_common_arguments, load_config
+from .command_line import add_common_arguments, load_config, vocabulary_of_words
 from .distributed import close_process_group
 from .inferencer import Inferencer
 from .run_parts import SwapError
@@ -22,4 +22,5 @@ __all__ = [
     'load_weights',
     'start_from',
     'swap_backbone',
+    'vocabulary_of_words',
 ]

@@ -8,6 +8,9 @@ from pathlib import Path
 
 from mmengine.config import Config, DictAction
 
+from densevlm_mm.vlm.vocabulary import shipped_vocabularies
+from densevlm_mm.vlm.vocabulary_files import INDEX_SUFFIXES
+
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Add OpenMMLab's usual arguments: config, work dir, overrides, launcher."""
@@ -26,3 +29,12 @@ def load_config(args: argparse.Namespace) -> Config:
     cfg.merge_from_dict(args.cfg_options)
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
     return cfg
+
+
+def vocabulary_of_words(words: list[str] | None) -> str | list[str] | None:
+    """What `build_vocabulary` takes of an option's words: one may be a shipped name or a file, several are names."""
+    if words is None or len(words) > 1:
+        return words
+    (word,) = words
+    is_file = word.endswith(('.json', *INDEX_SUFFIXES)) or '::' in word
+    return word if is_file or word in shipped_vocabularies() else words

@@ -44,8 +44,11 @@ class ConfiguredTask(ABC):
     scope: str
 
     def __init__(self, source: ConfigSource, vocabulary: Any, *, device: str) -> None:
-        self.scope_name = source.config.get('default_scope') or self.scope
         config = source.config.copy()
+        # mmengine's own scope knows none of the transforms that are added for arrays
+        if config.get('default_scope') in (None, 'mmengine'):
+            config.default_scope = self.scope
+        self.scope_name = config.default_scope
         if source.weights is not None and 'vlm' in config.model:
             _leave_to_weights(config.model.vlm, source.weights)
         with DefaultScope.overwrite_default_scope(self.scope_name):
@@ -108,7 +111,8 @@ class SegmentTask(ConfiguredTask):
         from mmseg.apis import init_model
         from mmseg.models import BaseSegmentor
 
-        config.test_pipeline = [step for step in config.test_pipeline if step['type'] not in _LABEL_LOADERS]
+        steps = config.get('test_pipeline') or config.test_dataloader.dataset.pipeline
+        config.test_pipeline = [step for step in steps if step['type'] not in _LABEL_LOADERS]
         model = init_model(config, device='cpu')
         if not isinstance(model, BaseSegmentor):
             raise ValueError(f'{type(model).__name__} is no segmentor: choose another task')

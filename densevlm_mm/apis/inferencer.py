@@ -17,6 +17,8 @@ from torch import Tensor
 
 from densevlm_mm.datasets.image_file import BadImageError
 from densevlm_mm.evaluation.report import write_json
+from densevlm_mm.models import VLMModel
+from densevlm_mm.registry import MODELS
 from densevlm_mm.vlm import Vocabulary
 from densevlm_mm.vlm.checkpoints import save_atomically
 
@@ -179,8 +181,7 @@ class Inferencer:
         """
         sources = list_images(inputs)
         regions = self._regions(boxes, grid, len(sources))
-        if batch_size < 1:
-            raise ValueError(f'batch_size must be at least 1, got {batch_size}')
+        _check_batch_size(batch_size)
         draws = return_vis or (bool(out_dir) and not no_save_vis)
         results: Results = {'predictions': [], 'visualization': []}
         shown = iter(track(range(len(sources)), 'Inference') if show_progress and len(sources) > 1 else sources)
@@ -254,6 +255,11 @@ class _Found(NamedTuple):
         return None if isinstance(self.sample, BadImageError) else self.sample
 
 
+def _check_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise ValueError(f'batch_size must be at least 1, got {batch_size}')
+
+
 def _read(source: ImageSource) -> np.ndarray | BadImageError:
     try:
         return source.read()
@@ -265,9 +271,11 @@ def _is_whole_model(config: Config | None, task: str) -> bool:
     """Whether a config's model does the task as it is, rather than the CLIP in it."""
     if config is None or task in _CLIP_TASKS:
         return False
-    kind = (config.get('model') or {}).get('type', '')
-    # region classifiers and distillers hold a CLIP that segments without training
-    return task == 'detect' or not (kind.startswith('densevlm_mm.') and config.get('default_scope') == 'mmengine')
+    if task == 'detect' or 'model' not in config:
+        return True
+    kind = MODELS.get(config.model.type)  # None for a type of another scope, which is no model of a CLIP
+    # region classifiers and distillers hold a CLIP, which segments without training
+    return kind is None or not issubclass(kind, VLMModel)
 
 
 def _refuse(**options: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ class ConfigSource:
     """
 
     config: Config
-    weights: str | None = field(default=None)
+    weights: str | None = None
 
 
 def find_config(model: str | Path | Config) -> Config | None:

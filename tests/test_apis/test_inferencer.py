@@ -11,13 +11,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
 from mmengine.structures import BaseDataElement
 from PIL import Image
 from pycocotools import mask as coco_mask
 
 pytest.importorskip('mmseg')
 
-from densevlm_mm.apis import Inferencer
+from densevlm_mm.apis import Inferencer, vocabulary_of_words
 from densevlm_mm.apis.clip_tasks import to_input
 from densevlm_mm.apis.image_inputs import list_images
 from densevlm_mm.datasets.grids import grid_boxes
@@ -253,6 +254,65 @@ class TestConfigs:
         assert set(found['names']) <= {'moss', 'sky'} and sum(found['shares']) == pytest.approx(1)
         with pytest.raises(ValueError, match='size: set in the config'):
             Inferencer(config, 'segment', weights=tmp_path / 'catseg.pth', size=64)
+
+
+class TestMiniWorld:
+    """Whole models of configs whose scope is mmengine's, or MMDetection's, with random weights."""
+
+    @pytest.fixture
+    def load(self, miniworld, tmp_path, monkeypatch):
+        monkeypatch.setenv('MINIWORLD_DATA', str(miniworld))
+        monkeypatch.setenv('MINIWORLD_WEIGHTS', str(tmp_path))
+
+        def load(name: str) -> Config:
+            config = Config.fromfile(ROOT / 'configs' / 'miniworld' / f'{name}.py')
+            clip = tmp_path / 'pretrain_student' / 'final.pth'
+            clip.parent.mkdir()
+            torch.save({'state_dict': load_vlm(config.student_arch.to_dict()).state_dict()}, clip)
+            return config
+
+        return load
+
+    def test_cat_seg(self, load, tmp_path, photo):
+        config = load('catseg_tiny_ov-miniworld_original')
+        torch.save({'state_dict': MODELS.build(config.model).state_dict()}, tmp_path / 'catseg.pth')
+        inferencer = Inferencer(config, 'segment', weights=tmp_path / 'catseg.pth', device='cpu')
+        assert type(inferencer._task.model).__name__ == 'CATSeg' and len(inferencer.vocabulary) == 12
+        found = inferencer(photo)['predictions'][0]
+        assert set(found['names']) <= set(inferencer.vocabulary.names) and sum(found['shares']) == pytest.approx(1)
+
+    def test_detects(self, load, tmp_path, photo):
+        pytest.importorskip('mmdet')
+        config = load('fvit_tiny_ov-miniworld_original')
+        with DefaultScope.overwrite_default_scope('mmdet'):
+            state = MODELS.build(config.model).state_dict()
+        torch.save({'state_dict': state, 'meta': {}}, tmp_path / 'fvit.pth')
+        inferencer = Inferencer(config, 'detect', weights=tmp_path / 'fvit.pth', device='cpu')
+        result = inferencer(photo, return_vis=True, score_thr=0.0)
+        (found,), vocabulary = result['predictions'], inferencer.vocabulary
+        assert len(vocabulary) == 10 and result['visualization'][0].dtype == np.uint8
+        assert found['labels'] and len(found['labels']) == len(found['bboxes']) == len(found['scores'])
+        assert found['names'] == [vocabulary.names[label] for label in found['labels']]
+        assert found['splits'] == [vocabulary.split[label] for label in found['labels']]
+        boxes = np.array(found['bboxes'])
+        assert (boxes >= 0).all() and (boxes <= [60, 90, 60, 90]).all()
+        inferencer.set_vocabulary(['moss', 'car'])
+        assert set(inferencer(photo)['predictions'][0]['names']) <= {'moss', 'car'}
+        assert inferencer.dense_mode is None and inferencer.dense_modes == ()
+        with pytest.raises(ValueError, match='the dense mode belongs to the checkpoint'):
+            inferencer.dense_mode = 'csa'
+
+
+@pytest.mark.parametrize(
+    ('words', 'expected'),
+    [
+        (None, None), (['cat'], ['cat']), (['cat', 'coco_stuff'], ['cat', 'coco_stuff']),
+        (['coco_stuff'], 'coco_stuff'),
+        (['a.json'], 'a.json'), (['names.txt'], 'names.txt'), (['lists.py::NAMES'], 'lists.py::NAMES'),
+    ],
+)  # fmt: skip
+def test_class_names_on_command_lines(words, expected):
+    assert vocabulary_of_words(words) == expected
 
 
 class TestFolders:
