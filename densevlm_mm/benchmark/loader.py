@@ -9,11 +9,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from mmengine.model import ImgDataPreprocessor
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from densevlm_mm.datasets import EpochSampler, ImageDataset
+from densevlm_mm.models import VLMPreprocessor
 from densevlm_mm.vlm.towers import CLIP_MEAN, CLIP_STD
 
 from .options import PROJECT, LoaderOptions, Progress
@@ -63,12 +63,13 @@ def project_epochs(options: LoaderOptions, photos: PhotoFolder, **load: Any) -> 
         num_workers=options.num_workers,
         persistent_workers=options.num_workers > 0,
         pin_memory=photos.pin_memory,
+        collate_fn=dict(type='default_collate'),
         sampler=dict(type='densevlm_mm.EpochSampler', seed=0),
         dataset=dataset,
     )
     loader = Runner.build_dataloader(config)
     mean, std = ([255 * value for value in values] for values in (CLIP_MEAN, CLIP_STD))
-    preprocess = ImgDataPreprocessor(mean=mean, std=std).to(options.device)
+    preprocess = VLMPreprocessor(mean=mean, std=std).to(options.device)
     return _timed_epoch(loader, lambda batch: preprocess(batch, training=True), options.device)
 
 

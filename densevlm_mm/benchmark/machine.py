@@ -29,9 +29,14 @@ def describe_machine(device: str) -> dict[str, Any]:
         'torch': torch.__version__,
         'float32_matmul_precision': torch.get_float32_matmul_precision(),
     }
-    if torch.device(device).type == 'cuda':
+    if is_gpu(device):
         machine |= {'gpu': torch.cuda.get_device_name(device), 'cuda': torch.version.cuda}
     return machine
+
+
+def is_gpu(device: str) -> bool:
+    """Whether a device is one that CUDA drives."""
+    return torch.device(device).type == 'cuda'
 
 
 def matmul_rate(device: str, dtype: torch.dtype, size: int) -> float:
@@ -48,16 +53,25 @@ def matmul_rate(device: str, dtype: torch.dtype, size: int) -> float:
 
 def memory_in_use(device: str) -> int | None:
     """Bytes: on a GPU those of live tensors, otherwise those of this process that are resident."""
-    if torch.device(device).type == 'cuda':
+    if is_gpu(device):
         return torch.cuda.memory_allocated(device)
     return _status_bytes('VmRSS')
 
 
 def peak_memory(device: str) -> int | None:
-    """Most bytes that were in use since this process began, see `memory_in_use`; None where Linux does not tell."""
-    if torch.device(device).type == 'cuda':
+    """Most bytes that were in use since this process began, or, on a GPU, since `forget_peak_memory`.
+
+    See `memory_in_use`; None where Linux does not tell.
+    """
+    if is_gpu(device):
         return torch.cuda.max_memory_allocated(device)
     return _status_bytes('VmHWM')
+
+
+def forget_peak_memory(device: str) -> None:
+    """On a GPU, let the peak count from here."""
+    if is_gpu(device):
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def in_own_process(function: Callable[..., Any], *args: Any) -> Any:

@@ -63,7 +63,7 @@ class StepOptions(Options):
         student: Name of an architecture.
         teacher: Name of an architecture.
         image_size: Side of the images in px.
-        batch_size: Images per step.
+        batch_sizes: Images per step, measured one after the other.
         dtype: Of matrix products; weights that train are fp32.
         baseline_dtype: The same of the baseline; None means that of this project.
         classes: Sizes of the vocabulary, one measurement each.
@@ -78,7 +78,7 @@ class StepOptions(Options):
     student: str = 'EVA02-CLIP-B-16'
     teacher: str = 'EVA02-CLIP-L-14-336'
     image_size: int = 512
-    batch_size: int = 1
+    batch_sizes: tuple[int, ...] = (1,)
     dtype: str = 'float32'
     baseline_dtype: str | None = None
     classes: tuple[int, ...] = (316,)
@@ -93,6 +93,8 @@ class StepOptions(Options):
         super().__post_init__()
         for dtype in (self.dtype, self.baseline_dtype):
             resolve_dtype(dtype)
+        if min(self.batch_sizes) < 1:
+            raise ValueError(f'a step takes at least one image, got batch_sizes={self.batch_sizes}')
         if min(self.classes) < 2:
             raise ValueError(f'at least one thing and one stuff class are needed, got classes={self.classes}')
 

@@ -8,8 +8,8 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
+import mmengine.dataset
 import torch
-from mmengine.dataset import pseudo_collate
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
@@ -77,7 +77,7 @@ class PhotoFolder:
     def batches(self, image_size: int, batch_size: int, *, fingerprint: bool = False) -> Iterator[dict]:
         """This project's batches, over and over, loaded when asked for."""
         dataset = ImageDataset(**self.dataset_config(image_size, fingerprint=fingerprint))
-        return self._load(dataset, batch_size, pseudo_collate)
+        return self._load(dataset, batch_size, mmengine.dataset.default_collate)
 
     def reference_like_batches(self, image_size: int, batch_size: int) -> Iterator[list[Tensor]]:
         """The baseline's, with the same images and boxes."""

@@ -51,6 +51,8 @@ def _table_of(measurement: Mapping[str, Any]) -> str:
     seconds = [candidate['seconds'] for candidate in candidates.values()]
     rows = [[f'{stage}, ms', *(_milliseconds(of.get(stage)) for of in seconds)] for stage in ordered]
     rows.append(['images per second', *(f'{c["images_per_second"]:.2f}' for c in candidates.values())])
+    if all('utilisation' in candidate for candidate in candidates.values()):
+        rows.append(['share of matrix rate, %', *(f'{100 * c["utilisation"]:.1f}' for c in candidates.values())])
     first, *others = candidates
     ratios = [measurement['ratios'][name] for name in others]
     if others:
@@ -58,6 +60,8 @@ def _table_of(measurement: Mapping[str, Any]) -> str:
             [f'time / that of {first}', '1', *(f'{r["median"]:.2f} ({r["min"]:.2f} to {r["max"]:.2f})' for r in ratios)]
         )
     title = f'{measurement["setting"]}; {measurement["images"]} images in each run'
+    if measurement.get('peak_memory'):
+        title += f'; peak of memory {measurement["peak_memory"] / 1e6:.0f} MB, with all that is compared in one process'
     return f'{title}\n{format_table(["", *candidates], rows)}'
 
 
@@ -75,9 +79,8 @@ def _memory(memory: Mapping[str, Mapping[str, int | None]]) -> str:
 
 def _flops(flops: Mapping[str, Any]) -> str:
     parts = ', '.join(f'{name} {count / 1e9:.4g}' for name, count in flops['per_image'].items())
-    shares = ', '.join(f'{name} {100 * share:.1f} %' for name, share in flops['utilisation'].items())
     rate = flops['matmul_rate'] / 1e9
-    return f'GFLOP per image: {parts}\nshare of the {rate:.0f} GFLOP/s of a large matrix product: {shares}'
+    return f'GFLOP per image: {parts}\nrate of a large matrix product: {rate:.0f} GFLOP/s'
 
 
 def _profile(costs: Sequence[Mapping[str, Any]]) -> str:

@@ -13,7 +13,7 @@ from mmengine.logging import MMLogger
 from densevlm_mm.vlm.factory import resolve_dtype
 
 from .flops import step_flops
-from .machine import in_own_process, matmul_rate, memory_in_use, peak_memory
+from .machine import forget_peak_memory, in_own_process, is_gpu, matmul_rate, memory_in_use, peak_memory
 from .options import PROJECT, Progress, StepOptions
 from .photos import PhotoFolder
 from .profiling import profile_to
@@ -31,7 +31,8 @@ def measure_step(options: StepOptions, progress: Progress) -> dict[str, Any]:
     """Measure a training step.
 
     Returns:
-        ``measurements``, one for each size of the vocabulary; ``flops``; ``memory`` and ``profile`` if asked for.
+        ``measurements``, one for each size of batch and vocabulary; ``flops``; ``memory`` and ``profile``, of the
+        largest batch, if asked for.
     """
     results: dict[str, Any] = {}
     if options.memory:
@@ -39,48 +40,52 @@ def measure_step(options: StepOptions, progress: Progress) -> dict[str, Any]:
         results['memory'] = {name: in_own_process(memory_of_step, options, name) for name in options.candidates}
         progress('memory measured')
     with TemporaryDirectory() as folder:
-        steps = build_steps(options, Path(folder))
+        photos = make_photos(options, Path(folder))
+        steps = build_steps(options, photos)
         progress('models built')
-        results['measurements'] = [_measure_classes(options, steps, classes, progress) for classes in options.classes]
+        results['measurements'] = list(_measure_all(options, photos, steps, progress))
         if options.profile:
             results['profile'] = profile_to(options.profile, steps[PROJECT], options.device)
-    results['flops'] = _flops(options, results['measurements'][0])
+    results['flops'] = _add_utilisation(options, results['measurements'])
     return results
 
 
-def build_steps(options: StepOptions, folder: Path) -> dict[str, TrainingStep]:
-    """Both steps with the same weights, images and boxes."""
-    photos = _make_photos(options, folder)
-    steps = {name: _build(name, options, photos) for name in options.candidates}
-    for step in steps.values():
-        if isinstance(step, ReferenceLikeStep):
-            step.copy_weights(steps[PROJECT].model)
-    return steps
+def build_steps(options: StepOptions, photos: PhotoFolder) -> dict[str, TrainingStep]:
+    """Both steps with the same weights, images and boxes, those of the largest batch."""
+    return {name: _build(name, options, photos) for name in options.candidates}
 
 
 def memory_of_step(options: StepOptions, name: str) -> dict[str, int | None]:
     """Bytes that one candidate takes: ``built``, with models and data in place, and ``peak``. For a fresh process."""
     with TemporaryDirectory() as folder:
-        step = _build(name, options, _make_photos(options, Path(folder)))
+        step = _build(name, options, make_photos(options, Path(folder)))
         built = memory_in_use(options.device)
         for _ in range(_STEPS_FOR_MEMORY):
             step()
         return {'built': built, 'peak': peak_memory(options.device)}
 
 
-def _make_photos(options: StepOptions, folder: Path) -> PhotoFolder:
+def make_photos(options: StepOptions, folder: Path) -> PhotoFolder:
+    """Photographs enough for a step."""
     # all of them are in the teacher's cache after the first step
-    count = options.batch_size if options.teacher_cache else max(_PHOTOS, options.batch_size)
+    largest = max(options.batch_sizes)
+    count = largest if options.teacher_cache else max(_PHOTOS, largest)
     return PhotoFolder(folder, count, device=options.device)
 
 
 def _build(name: str, options: StepOptions, photos: PhotoFolder) -> TrainingStep:
-    sizes = options.image_size, options.batch_size
+    batches = _batches(name, options, photos, max(options.batch_sizes))
     with _quiet_log():
         if name == PROJECT:
-            batches = photos.batches(*sizes, fingerprint=options.teacher_cache is not None)
             return ProjectStep(options, batches, photos.folder)
-        return ReferenceLikeStep(options, photos.reference_like_batches(*sizes))
+        return ReferenceLikeStep(options, batches)
+
+
+def _batches(name: str, options: StepOptions, photos: PhotoFolder, batch_size: int) -> Iterator[Any]:
+    if name == PROJECT:
+        fingerprint = options.teacher_cache is not None
+        return photos.batches(options.image_size, batch_size, fingerprint=fingerprint)
+    return photos.reference_like_batches(options.image_size, batch_size)
 
 
 @contextmanager
@@ -95,26 +100,38 @@ def _quiet_log() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _measure_classes(
-    options: StepOptions, steps: dict[str, TrainingStep], classes: int, progress: Progress
+def _measure_all(
+    options: StepOptions, photos: PhotoFolder, steps: dict[str, TrainingStep], progress: Progress
+) -> Iterator[dict[str, Any]]:
+    for batch_size in sorted(options.batch_sizes):
+        for name, step in steps.items():
+            step.take(_batches(name, options, photos, batch_size))
+        for classes in options.classes:
+            for step in steps.values():
+                step.set_classes(classes)
+            progress(f'{batch_size} images, {classes} classes')
+            yield {'setting': f'{classes} classes', **_measure(options, steps, batch_size, progress)}
+
+
+def _measure(
+    options: StepOptions, steps: dict[str, TrainingStep], batch_size: int, progress: Progress
 ) -> dict[str, Any]:
-    for step in steps.values():
-        step.set_classes(classes)
-    progress(f'{classes} classes')
+    forget_peak_memory(options.device)
     warmup = max(options.warmup, 1 if options.teacher_cache else 0)  # fills the cache
     runs = take_turns(steps, repeats=options.repeats, warmup=warmup, progress=progress)
     logs = {name: step.log for name, step in steps.items()}
-    return {'setting': f'{classes} classes', **summarize(runs, options.batch_size), 'logs': logs}
+    peak = {'peak_memory': peak_memory(options.device)} if is_gpu(options.device) else {}
+    return {**summarize(runs, batch_size), 'logs': logs, **peak}
 
 
-def _flops(options: StepOptions, measurement: dict[str, Any]) -> dict[str, Any]:
-    """Arithmetic per image, and which share of what the device can do at best each candidate reaches."""
+def _add_utilisation(options: StepOptions, measurements: list[dict[str, Any]]) -> dict[str, Any]:
+    """Arithmetic per image; each measurement is told which share of what the device can do at best was reached."""
     archs = arch_named(options.student), arch_named(options.teacher)
     flops = step_flops(*archs, options.image_size, trainable_blocks(options.student))
     rate = matmul_rate(options.device, resolve_dtype(options.dtype), options.matmul_size)
-    utilisation = {}
-    for name, candidate in measurement['candidates'].items():
-        cached = name == PROJECT and options.teacher_cache is not None
-        done = flops[TOTAL] - (flops['teacher'] if cached else 0)
-        utilisation[name] = candidate['images_per_second'] * done / rate
-    return {'per_image': flops, 'matmul_rate': rate, 'utilisation': utilisation}
+    for measurement in measurements:
+        for name, candidate in measurement['candidates'].items():
+            cached = name == PROJECT and options.teacher_cache is not None
+            done = flops[TOTAL] - (flops['teacher'] if cached else 0)
+            candidate['utilisation'] = candidate['images_per_second'] * done / rate
+    return {'per_image': flops, 'matmul_rate': rate}

@@ -29,6 +29,7 @@ ADAMW = dict(lr=1e-5, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1)
 CONSTRUCTOR = 'densevlm_mm.DecayGroups'
 _MAX_LOGIT_SCALE = math.log(100)
 _SCORE_THR = 0.3
+_SEED = 0
 
 
 class TrainingStep:
@@ -48,8 +49,12 @@ class TrainingStep:
         self.options = options
         self.clock = StageClock(options.device)
         self.log: dict[str, float] = {}
+        self.take(batches)
+
+    def take(self, batches: Iterator[Any]) -> None:
+        """Take batches from somewhere else."""
         self._batches = batches
-        self._batch = None if options.load else next(batches)
+        self._batch = None if self.options.load else next(batches)
 
     def __call__(self) -> Timing:
         """Run one step."""
@@ -129,6 +134,7 @@ class ReferenceLikeStep(TrainingStep):
 
     def __init__(self, options: StepOptions, batches: Iterator[list[Tensor]]) -> None:
         super().__init__(options, batches)
+        torch.manual_seed(_SEED)  # draws the same weights as `build_distiller`
         self.student = load_vlm(arch_named(options.student), device=options.device).requires_grad_(False).train()
         self.student.visual.blocks.requires_grad_(True)
         self.student.logit_scale.requires_grad_(True)
@@ -143,11 +149,6 @@ class ReferenceLikeStep(TrainingStep):
         self.student_text = class_rows(classes, self.student.embed_dim, self.clock.device)
         self.teacher_text = class_rows(classes, self.teacher.embed_dim, self.clock.device)
         self.num_things = num_things(classes)
-
-    def copy_weights(self, model: DenseVLM) -> None:
-        """Take the weights of both of this project's towers."""
-        self.student.load_state_dict(model.student.state_dict())
-        self.teacher.visual.load_state_dict(model.teacher.tower.state_dict())
 
     def _step(self, batch: list[Tensor]) -> Mapping[str, Tensor]:
         images, boxes = (tensor.to(self.clock.device, non_blocking=True) for tensor in batch[:2])
@@ -181,8 +182,9 @@ def build_distiller(options: StepOptions, folder: Path) -> DenseVLM:
         options: What is measured.
         folder: Where the class embeddings and the cache of the teacher go.
     """
-    torch.manual_seed(0)
-    shared = {'compile': True} if options.compile else {}
+    torch.manual_seed(_SEED)
+    # one program for each size of batch, rather than one for any
+    shared = {'compile': {'dynamic': False}} if options.compile else {}
     teacher = {'arch': arch_named(options.teacher), 'device': options.device, **shared}
     student = {'arch': arch_named(options.student), **shared}
     config = dict(

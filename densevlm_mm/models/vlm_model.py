@@ -89,7 +89,7 @@ class VLMModel(BaseModel):
 def normalization_of(tower: VisionTower) -> dict[str, Any]:
     """Config of the preprocessor that makes uint8 RGB images what a tower expects."""
     mean, std = ([255 * value for value in values] for values in (tower.mean, tower.std))
-    return {'type': 'ImgDataPreprocessor', 'mean': mean, 'std': std, 'non_blocking': True}
+    return {'type': 'densevlm_mm.VLMPreprocessor', 'mean': mean, 'std': std, 'non_blocking': True}
 
 
 def freeze_for_evaluation(vlm: VLM) -> VLM:

@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 
 from densevlm_mm.benchmark.options import StepOptions
-from densevlm_mm.benchmark.step import build_steps
+from densevlm_mm.benchmark.step import build_steps, make_photos
 from densevlm_mm.benchmark.training import TrainingStep
 
 TINY = StepOptions(
-    student='tiny-student', teacher='tiny-teacher', image_size=64, batch_size=2, classes=(12,), memory=False,
+    student='tiny-student', teacher='tiny-teacher', image_size=64, batch_sizes=(2,), classes=(12,), memory=False,
     matmul_size=64, repeats=2, warmup=0,
 )  # fmt: skip
 
@@ -22,6 +22,7 @@ def steps(tmp_path) -> Callable[..., dict[str, TrainingStep]]:
     """Builds both training steps with the same weights, images and boxes."""
 
     def build(**changes: object) -> dict[str, TrainingStep]:
-        return build_steps(replace(TINY, **changes), tmp_path)
+        options = replace(TINY, **changes)
+        return build_steps(options, make_photos(options, tmp_path))
 
     return build

@@ -65,8 +65,9 @@ def test_step(run, capsys, tmp_path):
         assert ours == pytest.approx(theirs, rel=1e-3)
     flops = document['flops']
     assert flops['per_image']['total'] == sum(flops['per_image'][k] for k in ('teacher', 'student', 'backward'))
-    rate = document['measurements'][0]['candidates'][PROJECT]['images_per_second']
-    assert flops['utilisation'][PROJECT] == pytest.approx(rate * flops['per_image']['total'] / flops['matmul_rate'])
+    ours = document['measurements'][0]['candidates'][PROJECT]
+    done = ours['images_per_second'] * flops['per_image']['total']
+    assert ours['utilisation'] == pytest.approx(done / flops['matmul_rate'])
     for memory in document['memory'].values():
         assert 0 < memory['built'] <= memory['peak']
     assert document['profile'][0]['seconds'] > 0
@@ -88,9 +89,20 @@ def test_utilisation_leaves_out_a_cached_teacher(run):
     document = run('step', '--no-memory', '--teacher-cache', 'warm', '--warmup', '0')
     (measurement,) = document['measurements']
     assert measurement['logs'][PROJECT]['cached_share'] == 1
-    flops, rate = document['flops'], measurement['candidates'][PROJECT]['images_per_second']
+    flops, ours = document['flops'], measurement['candidates'][PROJECT]
     learns = flops['per_image']['student'] + flops['per_image']['backward']
-    assert flops['utilisation'][PROJECT] == pytest.approx(rate * learns / flops['matmul_rate'])
+    assert ours['utilisation'] == pytest.approx(ours['images_per_second'] * learns / flops['matmul_rate'])
+
+
+def test_several_batches_one_after_the_other(run):
+    document = run('step', '--no-memory', '--batch-size', '3', '1', '--teacher-cache', 'warm', '--warmup', '0')
+    check(document, [PROJECT, BASELINE])
+    assert [measurement['images'] for measurement in document['measurements']] == [1, 3]
+    regions = []
+    for measurement in document['measurements']:
+        assert measurement['logs'][PROJECT]['cached_share'] == 1
+        regions.append(measurement['logs'][PROJECT]['num_regions'])
+    assert regions[0] < regions[1]
 
 
 def test_loader(run):

@@ -28,6 +28,7 @@ from densevlm_mm.benchmark.synthetic import (
     (Options, {'baseline': 'other'}, "baseline must be one of .* got 'other'"),
     (Options, {'repeats': 0}, 'at least one repeat'),
     (StepOptions, {'dtype': 'int8'}, 'no floating dtype'),
+    (StepOptions, {'batch_sizes': (4, 0)}, 'at least one image'),
     (StepOptions, {'classes': (1, 5)}, 'at least one thing and one stuff class'),
 ])  # fmt: skip
 def test_refused_options(make, options, message):

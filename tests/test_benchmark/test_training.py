@@ -31,7 +31,7 @@ def keep_gradients(step: TrainingStep, model: nn.Module) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize('baseline', ['reference-like', 'reference-like-fused'])
 def test_loss_and_gradients_are_equal(baseline, steps):
-    ours, theirs = steps(baseline=baseline, batch_size=3).values()
+    ours, theirs = steps(baseline=baseline, batch_sizes=(3,)).values()
     mine, plain = keep_gradients(ours, ours.model), keep_gradients(theirs, theirs.student)
     assert ours.log['num_thing'] > 0
     assert ours.log['num_kept'] > ours.log['num_thing']

@@ -23,7 +23,7 @@ from densevlm_mm.evaluation.report import write_json
 SWEEP = (1000, 10_000, 100_000)
 # Seconds instead of minutes: to see that a command works.
 TINY = {
-    'step': dict(student='tiny-student', teacher='tiny-teacher', image_size=64, batch_size=2, matmul_size=256),
+    'step': dict(student='tiny-student', teacher='tiny-teacher', image_size=64, batch_sizes=(2,), matmul_size=256),
     'loader': dict(images=4, image_size=64, batch_size=2),
     'evaluate': dict(arch='tiny-student', image_size=64, images=2, batch_size=2, regions=3),
     'inference': dict(arch='tiny-student', image_size=64),
@@ -56,17 +56,19 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--out', help='JSON file for the figures')
 
 
-def add_sizes(parser: argparse.ArgumentParser, *, dtype: bool = True) -> None:
-    """Add sizes of images and batches, and the dtype."""
+def add_sizes(parser: argparse.ArgumentParser, *, dtype: bool = True, many: bool = False) -> None:
+    """Add sizes of images and batches, one or ``many``, and the dtype."""
     parser.add_argument('--image-size', type=int, help='side of the images in px')
-    parser.add_argument('--batch-size', type=int, help='images at once')
+    several = dict(dest='batch_sizes', nargs='+', metavar='N') if many else {}
+    each = ', one measurement each' if many else ''
+    parser.add_argument('--batch-size', type=int, help=f'images at once{each}', **several)
     if dtype:
         parser.add_argument('--dtype', choices=DTYPES, help='dtype of matrix products')
 
 
 def add_step(parser: argparse.ArgumentParser) -> None:
     """Add the options of a training step."""
-    add_sizes(parser)
+    add_sizes(parser, many=True)
     parser.add_argument('--baseline-dtype', choices=DTYPES, help='that of the baseline, if it is another')
     parser.add_argument('--student', help='architecture')
     parser.add_argument('--teacher', help='architecture')

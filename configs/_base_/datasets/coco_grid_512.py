@@ -5,6 +5,7 @@ train_dataloader = dict(
     persistent_workers=True,
     pin_memory=True,
     drop_last=True,
+    collate_fn=dict(type='default_collate'),
     sampler=dict(type='densevlm_mm.EpochSampler'),
     dataset=dict(
         type='densevlm_mm.ImageDataset',

@@ -8,6 +8,7 @@ train_dataloader = dict(
     batch_size=32,
     num_workers=0,  # images this small load faster than a worker process can hand them over
     drop_last=True,
+    collate_fn=dict(type='default_collate'),
     sampler=dict(type='densevlm_mm.EpochSampler'),
     dataset=dict(
         type='densevlm_mm.ImageDataset',

@@ -9,6 +9,7 @@ import torch
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
+from densevlm_mm.models.preprocessor import send
 from densevlm_mm.models.region_classifier import RegionModel
 from densevlm_mm.vlm import VLM, load_vlm
 from densevlm_mm.vlm.region_pooling import pad_regions, pool_boxes
@@ -81,4 +82,4 @@ class RegionDistiller(RegionModel):
 def batch_boxes(data_samples: list[BaseDataElement], device: torch.device) -> tuple[Tensor, Tensor]:
     """Boxes ``(B, N, 4)`` of a batch, zero-padded, and flags ``(B, N)`` of the real ones."""
     boxes, valid = pad_regions([sample.gt_regions.boxes for sample in data_samples])
-    return boxes.to(device), valid.to(device)
+    return send(boxes, device), send(valid, device)

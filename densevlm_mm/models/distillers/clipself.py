@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
+from densevlm_mm.models.preprocessor import send
 from densevlm_mm.registry import MODELS
 from densevlm_mm.vlm import load_vlm
 from densevlm_mm.vlm.region_pooling import pad_regions
@@ -75,7 +76,8 @@ class CropDistiller(RegionDistiller):
                 "the samples have no crops: put dict(type='densevlm_mm.CropRegions', size=...) before PackRegions in "
                 'the training pipeline'
             )
-        embeddings = self.crop_teacher(torch.cat([r.crops for r in regions]))
+        crops = send(torch.cat([r.crops for r in regions]), self.student.device)
+        embeddings = self.crop_teacher(crops)
         return pad_regions(embeddings.split([len(r) for r in regions]))[0]
 
 

@@ -12,6 +12,7 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor
 
 from densevlm_mm.datasets import read_category_names
+from densevlm_mm.models.preprocessor import send
 from densevlm_mm.registry import MODELS
 from densevlm_mm.vlm import class_embeddings, load_class_embeddings
 from densevlm_mm.vlm.region_pooling import pad_regions
@@ -81,7 +82,7 @@ class RegionCLIP(RegionDistiller):
             ValueError: If a label is none of the nouns.
         """
         boxes, valid = batch_boxes(data_samples, inputs.device)
-        labels = pad_regions([sample.gt_regions.labels for sample in data_samples])[0].to(inputs.device)
+        labels = send(pad_regions([sample.gt_regions.labels for sample in data_samples])[0], inputs.device)
         features = F.normalize(self.student_regions(inputs, boxes), dim=-1)
         with torch.autocast(inputs.device.type, enabled=False):
             logits = self.student.logit_scale.exp().detach().float() * features @ self.noun_text.T

@@ -18,6 +18,7 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor
 
 from densevlm_mm.datasets.grids import grid_boxes, grid_choices, normalize_boxes
+from densevlm_mm.models.preprocessor import send
 from densevlm_mm.vlm import load_class_embeddings
 from densevlm_mm.vlm.architectures import resolve_arch
 from densevlm_mm.vlm.checkpoints import save_atomically
@@ -112,10 +113,7 @@ class TeacherCache:
             for i, (digest, section) in enumerate(wanted):
                 found[i] = made[digest][store.layout.rows(section)] if found[i] is None else found[i]
         cells = [torch.from_numpy(rows[list(s.cells)]) for rows, s in zip(found, data_samples, strict=True)]
-        padded = pad_regions(cells)[0]
-        if inputs.is_cuda:
-            padded = padded.pin_memory()  # the copy then waits for nothing
-        return padded.to(inputs.device, non_blocking=True).float(), 1 - missed / len(wanted)
+        return send(pad_regions(cells)[0], inputs.device).float(), 1 - missed / len(wanted)
 
     def class_embeddings(
         self, names: Sequence[str], templates: str | Sequence[str], make: Callable[[], Tensor]

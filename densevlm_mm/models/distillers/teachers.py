@@ -71,16 +71,19 @@ def load_on_device(config: Mapping[str, Any]) -> VLM:
     config = dict(config)
     compiled = config.pop('compile', False)
     vlm = load_vlm(**{'device': get_device(), **config})
-    compile_tower(vlm.visual, compiled)
+    compile_tower(vlm.visual, compiled, frozen=True)
     return vlm
 
 
-def compile_tower(tower: VisionTower, options: bool | Mapping[str, Any]) -> None:
+def compile_tower(tower: VisionTower, options: bool | Mapping[str, Any], *, frozen: bool = False) -> None:
     """Compile the blocks of a tower if a config says so.
 
     Args:
         tower: Vision tower.
         options: False, True, or a mapping of `torch.compile`'s options.
+        frozen: Whether its weights stay as they are, so that they may be merged first.
     """
     if options or isinstance(options, Mapping):
+        if frozen:
+            tower.fold()
         tower.compile_blocks(**({} if isinstance(options, bool) else options))

@@ -243,14 +243,26 @@ class VisionTower(nn.Module):
                 nn.Module.train(module, False)  # the tower itself may be one of them
         return self
 
+    def fold(self) -> None:
+        """Merge weights, for compiled code to make the most of them, in a tower that is to run but never to change.
+
+        Features stay the same up to rounding. Its `state_dict` is then no checkpoint any more.
+        """
+
     def compile_blocks(self, **options: Any) -> None:
-        """Compile every block, once for all that are alike; in the dense modes the last one runs as it is.
+        """Compile every block, once for all that are alike, and the dense modes of the last.
 
         Args:
             options: Those of `torch.compile`, such as ``mode``.
         """
         for block in self.blocks:
             block.compile(**options)
+        # not the bound method, by which a copy of this tower would run the weights of this one
+        self.__dict__['_compiled_last_block'] = torch.compile(type(self).run_last_block, **options)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # as torch does with compiled modules: a copy is compiled when it is asked to be
+        return {key: value for key, value in super().__getstate__().items() if key != '_compiled_last_block'}
 
     def _run(self, index: int, state: Tensor, grid: tuple[int, int], mode: str | None) -> Tensor:
         if self.grad_checkpointing and torch.is_grad_enabled():
@@ -260,7 +272,8 @@ class VisionTower(nn.Module):
     def _step(self, index: int, state: Tensor, grid: tuple[int, int], mode: str | None) -> Tensor:
         if self.runs_as_trained(mode):
             return self.run_block(index, state, grid)
-        return self.run_last_block(state, grid, mode)
+        run_last_block = self.__dict__.get('_compiled_last_block', type(self).run_last_block)
+        return run_last_block(self, state, grid, mode)
 
     def block_index(self, index: int) -> int:
         """Index counted from 0; negative ones count from the end.

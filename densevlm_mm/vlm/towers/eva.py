@@ -10,9 +10,11 @@ from timm.layers import to_2tuple
 from timm.models.eva import Eva
 from torch import Tensor, nn
 
-from ..positions import resize_position_embedding, rotary_table
+from ..positions import resize_position_embedding, token_rotations
 from .base import check_known_keys
+from .norms import FoldedNorm, ProductNorm, pad_to_alignment
 from .patches import embed_patches
+from .rotary_attention import RotaryAttention
 from .self_correlation import SELF_CORRELATIONS, self_correlation
 from .transformer import TransformerTower
 
@@ -80,10 +82,13 @@ class EvaTower(TransformerTower):
             scale_mlp=True,
             scale_attn_inner=True,
             drop_path_rate=vision_cfg.get('drop_path_rate', 0.0),
+            norm_layer=ProductNorm,
             # rotary tables come from `positions`, in fp32 for any grid and dtype
             use_rot_pos_emb=False,
             head_init_scale=1.0,
         )
+        for block in self.blocks:
+            block.attn.__class__ = RotaryAttention  # timm lets nobody choose, and drew these weights already
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
@@ -96,7 +101,7 @@ class EvaTower(TransformerTower):
         return tokens + resize_position_embedding(self.trunk.pos_embed, tuple(patches.shape[-2:]), native)
 
     def run_block(self, index: int, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        return self.blocks[index](tokens, rope=rotary_table(grid, self.head_dim, self.rope_span, tokens.device))
+        return self.blocks[index](tokens, rope=token_rotations(grid, self.head_dim, self.rope_span, tokens.device))
 
     def run_last_block(self, tokens: Tensor, grid: tuple[int, int], mode: str) -> Tensor:
         block = self.blocks[-1]
@@ -125,6 +130,16 @@ class EvaTower(TransformerTower):
 
     def pool(self, tokens: Tensor) -> Tensor:
         return self.project(tokens[:, 0])
+
+    def fold(self) -> None:
+        for block in self.blocks:
+            attention, mlp = block.attn, block.mlp
+            attention.proj, attention.norm = FoldedNorm(attention.norm, attention.proj), nn.Identity()
+            mlp.fc2, mlp.norm = FoldedNorm(mlp.norm, mlp.fc2), nn.Identity()
+            for linear in (mlp.fc1_g, mlp.fc1_x):
+                for name, parameter in list(linear.named_parameters()):
+                    setattr(linear, name, nn.Parameter(pad_to_alignment(parameter.detach(), 0), requires_grad=False))
+        self.requires_grad_(False)
 
     def unused_parameters(self, mode: str, letters: str = '') -> Iterator[nn.Parameter]:
         if mode == 'vanilla':
