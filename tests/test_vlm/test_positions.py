@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from densevlm_mm.vlm import load_vlm
-from densevlm_mm.vlm.positions import resize_position_embedding, rotary_table
+from densevlm_mm.vlm.positions import resize_position_embedding, rotary_table, token_rotations
 
 CPU = torch.device('cpu')
 grids = st.tuples(st.integers(1, 9), st.integers(1, 9))
@@ -48,6 +48,34 @@ def test_a_resized_table_keeps_its_dtype_and_gradient():
     assert table.grad.abs().sum() > 0
 
 
+def test_a_table_that_does_not_train_is_resampled_once_for_a_grid():
+    table = torch.nn.Parameter(torch.randn(1, 10, 4), requires_grad=False)
+    with torch.inference_mode():
+        resized = resize_position_embedding(table, (5, 2), (3, 3))
+    assert not resized.is_inference()
+    assert resize_position_embedding(table, (5, 2), (3, 3)) is resized
+    assert resize_position_embedding(table, (4, 4), (3, 3)).shape == (1, 17, 4)
+
+
+@pytest.mark.parametrize('change', ['in place', 'another dtype', 'another tensor', 'trains'])
+def test_a_changed_table_is_resampled_anew(change):
+    table = torch.nn.Parameter(torch.randn(1, 10, 4), requires_grad=False)
+    resized = resize_position_embedding(table, (5, 2), (3, 3))
+    with torch.no_grad():
+        if change == 'in place':
+            table.mul_(2)
+        elif change == 'another dtype':
+            table.data = table.data.double() * 2
+        elif change == 'another tensor':
+            table.data = table.data * 2
+        else:
+            table.requires_grad_(True).data.mul_(2)
+    again = resize_position_embedding(table, (5, 2), (3, 3))
+    assert again.dtype == table.dtype
+    assert again.requires_grad == (change == 'trains')
+    torch.testing.assert_close(again.detach().float(), 2 * resized)
+
+
 @given(grids, st.sampled_from([8, 16, 64]), st.integers(1, 24))
 def test_rotary_angles(grid, head_dim, span):
     """Half of a head turns with the row, half with the column, each frequency twice."""
@@ -67,8 +95,9 @@ def test_every_grid_covers_the_span_of_pre_training():
     assert torch.equal(finer.unflatten(0, (8, 8))[::2, ::2].flatten(0, 1), native)
 
 
-def test_a_table_is_made_once():
-    assert rotary_table((3, 5), 16, 4, CPU) is rotary_table((3, 5), 16, 4, CPU)
+@pytest.mark.parametrize('make', [rotary_table, token_rotations])
+def test_a_table_is_made_once(make):
+    assert make((3, 5), 16, 4, CPU) is make((3, 5), 16, 4, CPU)
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
@@ -84,12 +113,12 @@ def test_a_table_is_not_rounded_by_autocast(dtype):
 def test_a_table_made_under_inference_mode_serves_training(word_arch):
     vlm = load_vlm(word_arch)
     images = torch.randn(1, 3, 16, 24)
-    rotary_table.cache_clear()
+    token_rotations.cache_clear()
     with torch.inference_mode():
         expected = vlm.encode_image(images)
-    assert rotary_table.cache_info().currsize == 1
+    assert token_rotations.cache_info().currsize == 1
     features = vlm.encode_image(images)
     torch.testing.assert_close(features, expected.clone())
     features.sum().backward()
     assert vlm.visual.blocks[0].attn.q_proj.weight.grad.abs().sum() > 0
-    assert rotary_table.cache_info().currsize == 1
+    assert token_rotations.cache_info().currsize == 1

@@ -18,14 +18,12 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor
 
 from densevlm_mm.datasets.grids import grid_boxes, grid_choices, normalize_boxes
-from densevlm_mm.models.preprocessor import send
 from densevlm_mm.vlm import load_class_embeddings
 from densevlm_mm.vlm.architectures import resolve_arch
 from densevlm_mm.vlm.checkpoints import save_atomically
 from densevlm_mm.vlm.digest import sha256, state_digest
 from densevlm_mm.vlm.factory import locate_checkpoint, pretrained_config, resolve_dtype
 from densevlm_mm.vlm.prompts import fill_template, get_templates
-from densevlm_mm.vlm.region_pooling import pad_regions
 
 from .feature_store import FeatureStore
 
@@ -112,8 +110,13 @@ class TeacherCache:
             made = dict(zip(absent, records, strict=True))
             for i, (digest, section) in enumerate(wanted):
                 found[i] = made[digest][store.layout.rows(section)] if found[i] is None else found[i]
-        cells = [torch.from_numpy(rows[list(s.cells)]) for rows, s in zip(found, data_samples, strict=True)]
-        return send(pad_regions(cells)[0], inputs.device).float(), 1 - missed / len(wanted)
+        cells = [list(sample.cells) for sample in data_samples]
+        shape = len(cells), max(map(len, cells)), self.width
+        # from pinned memory, a copy to a GPU waits for nothing
+        padded = torch.zeros(shape, dtype=torch.float16, pin_memory=inputs.is_cuda)
+        for target, rows, chosen in zip(padded.numpy(), found, cells, strict=True):
+            target[: len(chosen)] = rows[chosen]
+        return padded.to(inputs.device, non_blocking=True).float(), 1 - missed / len(wanted)
 
     def class_embeddings(
         self, names: Sequence[str], templates: str | Sequence[str], make: Callable[[], Tensor]

@@ -47,7 +47,8 @@ class FoldedNorm(nn.Module):
         self.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(..., features) -> (..., out)``; ``x`` may be padded with zeros up to the alignment."""
+        """``(..., features) -> (..., out)``; ``x`` may come padded with zeros up to the alignment."""
+        x = F.pad(x, (0, self.weight.shape[1] - x.shape[-1]))
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         mean = wide.sum(-1, keepdim=True) / self.features
         variance = wide.square().sum(-1, keepdim=True) / self.features - mean.square()

@@ -79,3 +79,16 @@ def test_compiled_blocks_compute_the_same(tower):
         torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
     frames = torch._dynamo.utils.counters['stats']
     assert frames['calls_captured'] > 0
+
+
+@pytest.mark.parametrize('mode', ['value', 'vanilla'])
+def test_a_copy_of_a_compiled_tower_runs_its_own_weights(tower, mode):
+    images = torch.randn(1, 3, 48, 64)
+    tower.compile_blocks(backend='aot_eager')
+    before = tower.encode_dense(images, mode).detach()
+    other = copy.deepcopy(tower)
+    with torch.no_grad():
+        for parameter in other.blocks[-1].parameters():
+            parameter.mul_(1.5)
+    assert not torch.allclose(other.encode_dense(images, mode), before, rtol=1e-3)
+    torch.testing.assert_close(tower.encode_dense(images, mode).detach(), before)

@@ -1,0 +1,45 @@
+"""Rotary attention is timm's, bit for bit where no sums are taken in another order."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from timm.layers import apply_rot_embed_cat
+from timm.models.eva import EvaAttention
+from torch import Tensor
+
+from densevlm_mm.vlm.positions import rotary_table, token_rotations
+from densevlm_mm.vlm.towers.rotary_attention import RotaryAttention, rotate
+
+GRID, HEAD_DIM = (5, 3), 16
+PLACE = GRID, HEAD_DIM, 4, torch.device('cpu')
+
+
+def timm_rotation(heads: Tensor) -> Tensor:
+    """Of ``(B, L, heads, head_dim)``, the class token aside."""
+    heads = heads.transpose(1, 2)
+    patches = apply_rot_embed_cat(heads[:, :, 1:], rotary_table(*PLACE))
+    return torch.cat([heads[:, :, :1], patches], 2).type_as(heads).transpose(1, 2)
+
+
+@pytest.mark.parametrize('compiling', [True, False])
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_rotations_are_those_of_timm(dtype, compiling, monkeypatch):
+    monkeypatch.setattr(torch.compiler, 'is_compiling', lambda: compiling)
+    heads = torch.randn(2, 16, 3, HEAD_DIM).to(dtype)
+    turned = rotate(heads, token_rotations(*PLACE))
+    assert turned.dtype == dtype
+    torch.testing.assert_close(turned, timm_rotation(heads), rtol=1e-6 if dtype.itemsize > 2 else 0, atol=1e-7)
+    assert torch.equal(turned[:, 0], heads[:, 0])
+
+
+def test_attention_and_its_gradients_are_those_of_timm():
+    attention = EvaAttention(48, 3, qkv_fused=False, norm_layer=torch.nn.LayerNorm)
+    tokens = torch.randn(2, 16, 48, requires_grad=True)
+    outcomes = []
+    for kind, rope in ((EvaAttention, rotary_table(*PLACE)), (RotaryAttention, token_rotations(*PLACE))):
+        attention.__class__ = kind
+        mixed = attention(tokens, rope=rope)
+        outcomes.append([mixed, *torch.autograd.grad(mixed.square().sum(), [tokens, *attention.parameters()])])
+    for ours, theirs in zip(*outcomes, strict=True):
+        torch.testing.assert_close(ours, theirs)
