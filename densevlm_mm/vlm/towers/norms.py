@@ -48,7 +48,8 @@ class FoldedNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(..., features) -> (..., out)``; ``x`` may come padded with zeros up to the alignment."""
-        x = F.pad(x, (0, self.weight.shape[1] - x.shape[-1]))
+        if missing := self.weight.shape[1] - x.shape[-1]:
+            x = F.pad(x, (0, missing))
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         mean = wide.sum(-1, keepdim=True) / self.features
         variance = wide.square().sum(-1, keepdim=True) / self.features - mean.square()
