@@ -45,6 +45,8 @@ WRAPPERS: dict[str, Callable[[list[str]], list[str]]] = {
     'tools/slurm_train.sh': lambda args: ['tools/train.py', *args[2:]],
     'tools/slurm_test.sh': lambda args: ['tools/test.py', *args[2:]],
 }
+# what `RegionDistiller` takes of a student beside the arguments of `load_vlm`
+OF_STUDENTS = {'compile', 'grad_checkpointing', 'trainable_blocks'}
 REGISTRIES = [
     item for module in (own_registries, root_registries) for item in vars(module).values() if isinstance(item, Registry)
 ]
@@ -234,7 +236,8 @@ def check_overrides(path: str, overrides: Iterable[str]) -> None:
         if leaf in node or (isinstance(node, (list, tuple)) and leaf.isdigit() and int(leaf) < len(node)):
             continue
         made_by = find_class(node['type'], cfg.default_scope) if 'type' in node else load_vlm
-        assert parents and leaf in parameters_of(made_by), f'{path} has no {key}, and its parent takes none'
+        taken = parameters_of(made_by) | (OF_STUDENTS if made_by is load_vlm else set())
+        assert parents and leaf in taken, f'{path} has no {key}, and its parent takes none'
 
 
 # tests
