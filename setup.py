@@ -29,6 +29,8 @@ REQUIRES = [
 # mmcv is no hard requirement: pip would build it with no torch in sight, that is, without compiled operators.
 # `openmmlab` and `onedl` own the same import names; take one of them.
 EXTRAS = {
+    # pure Python: for DenseVLM itself and for regions and similarity of your own images
+    'lite': ['mmengine>=0.11.0rc3,<1', 'mmcv-lite>=2.1,<2.2'],
     'openmmlab': ['mmengine>=0.11.0rc3,<1', 'mmcv>=2.1,<2.2', 'mmdet==3.3.0', 'mmsegmentation==1.2.2'],
     'onedl': [
         'onedl-mmengine>=0.10.12',

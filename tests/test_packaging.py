@@ -114,6 +114,10 @@ def test_extras_do_not_mix_originals_and_forks(requirements):
     assert forks == {'onedl-mmengine', 'onedl-mmcv', 'onedl-mmdetection', 'onedl-mmsegmentation'}
 
 
+def test_the_lite_extra_needs_no_compiler(requirements):
+    assert names_with_extra(requirements, 'lite') == {'mmengine', 'mmcv-lite'}
+
+
 def test_extras_for_the_page_and_the_tests(requirements):
     assert names_with_extra(requirements, 'demo') == {'gradio'}
     needed = {'pytest', 'pytest-xdist', 'hypothesis', 'pyyaml', 'selenium', 'ruff'}

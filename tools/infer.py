@@ -14,6 +14,7 @@ from pathlib import Path
 
 from densevlm_mm.apis import Inferencer, vocabulary_of_words
 from densevlm_mm.apis.inferencer import TASKS
+from densevlm_mm.compat import CompatError
 from densevlm_mm.vlm import CheckpointError
 
 
@@ -64,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
             no_save_vis=args.no_save_vis,
             no_save_pred=args.no_save_pred,
         )
-    except (FileNotFoundError, ValueError, CheckpointError) as error:
+    except (FileNotFoundError, ValueError, CheckpointError, CompatError) as error:
         raise SystemExit(f'{error}') from error
     bad = [entry for entry in results['predictions'] if 'error' in entry]
     if args.print:

@@ -101,6 +101,7 @@ install_mmcv() {
     wheels=$CACHE/mmcv/$key
     ls "$wheels"/mmcv-"$MMCV"-*.whl >/dev/null 2>&1 || build_mmcv_wheel "$wheels"
     install 'mmengine>=0.11.0rc3,<1' addict Pillow yapf
+    "$VENV/bin/python" -m pip uninstall --yes --quiet mmcv-lite 2>/dev/null  # of a small environment; owns the same files
     install --force-reinstall --no-deps "$wheels"/mmcv-"$MMCV"-*.whl
     has "from mmcv.ops import nms" || die "mmcv was installed, but its compiled operators do not load" \
         "rm -r $wheels and run again, so that it is compiled for this torch"

@@ -15,7 +15,7 @@ from mmengine.structures import BaseDataElement
 from pycocotools import mask as coco_mask
 from torch import Tensor, nn
 
-from densevlm_mm.compat import require_mmcv_ops
+from densevlm_mm.compat import require, require_mmcv_ops
 from densevlm_mm.visualization import draw_detections, draw_segmentation
 from densevlm_mm.vlm import Vocabulary, build_vocabulary, read_meta
 from densevlm_mm.vlm.checkpoints import read_checkpoint
@@ -108,6 +108,7 @@ class SegmentTask(ConfiguredTask):
     scope = 'mmseg'
 
     def _build(self, config: Config) -> nn.Module:
+        require('mmseg')
         from mmseg.apis import init_model
         from mmseg.models import BaseSegmentor
 
@@ -147,6 +148,7 @@ class DetectTask(ConfiguredTask):
 
     def _build(self, config: Config) -> nn.Module:
         require_mmcv_ops('Detection')
+        require('mmdet')
         from mmdet.apis import init_detector
         from mmdet.models.detectors.base import BaseDetector
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ pytest.importorskip('mmseg')
 from densevlm_mm.apis import Inferencer, vocabulary_of_words
 from densevlm_mm.apis.clip_tasks import to_input
 from densevlm_mm.apis.image_inputs import list_images
+from densevlm_mm.compat import CompatError
 from densevlm_mm.datasets.grids import grid_boxes
 from densevlm_mm.datasets.image_file import BadImageError
 from densevlm_mm.registry import MODELS
@@ -215,6 +217,12 @@ def test_segments_by_the_clip_alone(build, photo):
     for label, name, share, mask in zip(*(found[key] for key in ('labels', 'names', 'shares', 'masks')), strict=True):
         np.testing.assert_array_equal(coco_mask.decode(mask), labels == label)
         assert name == inferencer.vocabulary.names[label] and share == pytest.approx((labels == label).mean())
+
+
+def test_a_missing_library_is_named_with_its_remedy(build, photo, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'mmseg', None)
+    with pytest.raises(CompatError, match=r'mmseg cannot be imported, mmseg is missing.*\n.*openmmlab'):
+        build('segment')
 
 
 class TestConfigs:

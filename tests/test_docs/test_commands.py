@@ -177,7 +177,7 @@ def check_launcher(args: list[str]) -> None:
 
 def check_command(words: list[str]) -> None:
     """Raises AssertionError, with what is wrong, unless the command can be run as it is written."""
-    program, args = words[0], words[1:]
+    program, args = words[0].replace('python3', 'python'), words[1:]
     if program == 'python' and args[:1] == ['-m']:
         check_module(args[1], args[2:])
     elif program == 'torchrun':
