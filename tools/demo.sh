@@ -8,12 +8,12 @@
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-demo=tools/demo.py
+demo=tools/demo.py setup=(--lite)
 case "${1:-}" in --detection | --segmentation)
-    demo=tools/demo_${1#--}.py
+    demo=tools/demo_${1#--}.py setup=()
     shift
     ;;
 esac
-bash tools/setup_env.sh
+bash tools/setup_env.sh "${setup[@]}"
 export HF_HUB_OFFLINE=1 OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}" OMP_NUM_THREADS="${OMP_NUM_THREADS:-2}"
 exec "${DENSEVLM_VENV:-.venv}/bin/python" "$demo" "$@"

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Makes (or completes) the virtual environment `.venv` of this checkout and installs the package into it, editable.
 #
-#   bash tools/setup_env.sh
+#   bash tools/setup_env.sh           # everything
+#   bash tools/setup_env.sh --lite    # without detection, segmentation and tests: nothing is compiled
 #
 # Safe to re-run: finished steps are recognised and skipped. Environment variables:
 #   PYTHON            interpreter to start from                     (default: python3, else python3.10 .. python3.13)
@@ -107,6 +108,15 @@ install_mmcv() {
         "rm -r $wheels and run again, so that it is compiled for this torch"
 }
 
+install_lite() {
+    has "from importlib.metadata import version; version('densevlm_mm'); import mmengine, mmcv, open_clip" && return
+    say "densevlm_mm with MMEngine and the pure Python half of mmcv"
+    install 'setuptools<81' wheel 'mmengine>=0.11.0rc3,<1' addict Pillow yapf packaging opencv-python-headless
+    # by itself it would ask for an OpenCV that needs display libraries
+    install --no-deps "mmcv-lite==$MMCV"
+    install --no-build-isolation --editable "$ROOT"
+}
+
 install_package() {
     local stamp=$VENV/.densevlm_mm_installed want
     want=$(cat "$ROOT/setup.py" "$ROOT/pyproject.toml" | cksum)
@@ -116,9 +126,14 @@ install_package() {
     echo "$want" >"$stamp"
 }
 
+case "${1:-}" in '' | --lite) ;; *) die "unknown argument $1" "bash tools/setup_env.sh [--lite]" ;; esac
 check_tools
 make_venv
 install_torch
-install_mmcv
-install_package
+if [ "${1:-}" = --lite ]; then
+    install_lite
+else
+    install_mmcv
+    install_package
+fi
 say "ready: $VENV"

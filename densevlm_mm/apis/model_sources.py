@@ -18,6 +18,7 @@ _PACKAGE = Path(densevlm_mm.__file__).parent
 _CONFIG_FOLDERS = (_PACKAGE / '.mim' / 'configs', _PACKAGE.parent / 'configs')
 # Which of a config's models is a CLIP: that of classifiers and segmentors, a distiller's.
 _CLIP_KEYS = ('vlm', 'student')
+_FILES = ('.pt', '.pth', '.bin', '.npz', '.safetensors', '.py')
 _SIZED = ('densevlm_mm.ResizeLongestPad', 'densevlm_mm.LoadResizedImage')
 
 
@@ -101,6 +102,7 @@ def clip_source(
     if is_file and weights is not None:
         raise ValueError(f'{model} is a checkpoint: leave weights={weights} out, or name an arch or a config as model')
     if not is_file:
+        _refuse_absent_file(model)
         resolve_arch(model)  # refuses what is neither a file nor an architecture
         if weights is None:
             raise ValueError(f'{model} would have random weights, which say nothing: give weights=CHECKPOINT')
@@ -129,6 +131,11 @@ def find_arch(checkpoint: str | Path) -> str | dict[str, Any]:
     if len({kinds[name] for name in fitting}) > 1:
         raise ValueError(f'{checkpoint} may be any of {fitting}, whose sizes are the same: give arch=')
     return fitting[0]
+
+
+def _refuse_absent_file(model: Any) -> None:
+    if isinstance(model, str | Path) and Path(model).suffix in _FILES:
+        raise FileNotFoundError(f'{model} does not exist: give the path of a checkpoint, a config or the name of an arch')
 
 
 def _untold(config: Mapping[str, Any]) -> tuple[bool, str]:
