@@ -135,7 +135,9 @@ def find_arch(checkpoint: str | Path) -> str | dict[str, Any]:
 
 def _refuse_absent_file(model: Any) -> None:
     if isinstance(model, str | Path) and Path(model).suffix in _FILES:
-        raise FileNotFoundError(f'{model} does not exist: give the path of a checkpoint, a config or the name of an arch')
+        raise FileNotFoundError(
+            f'{model} does not exist: give the path of a checkpoint, a config or the name of an arch'
+        )
 
 
 def _untold(config: Mapping[str, Any]) -> tuple[bool, str]:

@@ -52,8 +52,8 @@ class FoldedNorm(nn.Module):
             x = F.pad(x, (0, missing))
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         mean = wide.sum(-1, keepdim=True) / self.features
-        variance = (wide.square().sum(-1, keepdim=True) / self.features - mean.square()).clamp(min=0)
-        scale = (variance + self.eps).rsqrt()
+        variance = wide.square().sum(-1, keepdim=True) / self.features - mean.square()
+        scale = (variance.clamp(min=0) + self.eps).rsqrt()
         if x.dtype == torch.float16:  # whose range products of what is not yet scaled may leave
             return F.linear((wide * scale).to(x.dtype), self.weight, self.bias)
         return (F.linear(x, self.weight) * scale + self.bias).to(x.dtype)
