@@ -6,9 +6,10 @@ import copy
 
 import torch
 
-from densevlm_mm.models.distillers.teachers import FrozenCropTeacher, FrozenDenseTeacher, statistics
+from densevlm_mm.models.distillers.teachers import FrozenCropTeacher, FrozenDenseTeacher, compile_tower, statistics
 from densevlm_mm.vlm import load_vlm
 from densevlm_mm.vlm.towers import VisionTower
+from densevlm_mm.vlm.towers.packed_linear import PackedLinear
 
 OTHER = (0.5, 0.5, 0.5)
 
@@ -38,3 +39,15 @@ def test_crop_teacher_normalises_bytes_its_own_way(tiny_arch):
     found = FrozenCropTeacher(tower)(crops)
     torch.testing.assert_close(found, tower.encode_image((crops / 255 - 0.5) / 0.5), rtol=1e-4, atol=1e-5)
     assert not found.requires_grad
+
+
+def test_a_frozen_tower_that_is_not_compiled_is_packed(tiny_arch):
+    plain = load_vlm(tiny_arch()).visual
+    packed, trained = copy.deepcopy(plain), copy.deepcopy(plain)
+    compile_tower(packed, False, frozen=True)
+    compile_tower(trained, False)
+    assert not any(isinstance(module, PackedLinear) for module in trained.modules())
+    pixels, boxes = torch.rand(1, 3, 64, 64).bfloat16(), torch.tensor([[[0.0, 0.0, 0.5, 1.0]]])
+    features = [FrozenDenseTeacher(tower.bfloat16(), 'value')(pixels, boxes) for tower in (packed, plain)]
+    assert any(isinstance(module, PackedLinear) and module._remembered for module in packed.modules())
+    torch.testing.assert_close(*features, rtol=0.05, atol=0.01)

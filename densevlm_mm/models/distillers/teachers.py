@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from densevlm_mm.vlm import VLM, load_vlm
 from densevlm_mm.vlm.region_pooling import pool_boxes
 from densevlm_mm.vlm.towers import VisionTower
+from densevlm_mm.vlm.towers.packed_linear import pack_linears
 
 from .pixels import BYTES, Renormalize, Statistics
 
@@ -81,9 +82,12 @@ def compile_tower(tower: VisionTower, options: bool | Mapping[str, Any], *, froz
     Args:
         tower: Vision tower.
         options: False, True, or a mapping of `torch.compile`'s options.
-        frozen: Whether its weights stay as they are, so that they may be merged first.
+        frozen: Whether its weights stay as they are, so that they may be merged first, or packed if nothing is
+            compiled.
     """
     if options or isinstance(options, Mapping):
         if frozen:
             tower.fold()
         tower.compile_blocks(**({} if isinstance(options, bool) else options))
+    elif frozen:
+        pack_linears(tower)

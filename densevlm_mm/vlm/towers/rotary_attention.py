@@ -8,10 +8,7 @@ from timm.models.eva import EvaAttention
 from torch import Tensor
 
 from ..positions import Rotations
-
-# PyTorch's CPU kernel for half precision takes so many keys at a time, and half as long again for a rest that is no
-# multiple of the second: measured at the 1,297 tokens of ViT-L/14 on 512 px.
-_CPU_KEYS, _CPU_ALIGNMENT = 512, 32
+from .attention import attend
 
 
 class RotaryAttention(EvaAttention):
@@ -28,8 +25,9 @@ class RotaryAttention(EvaAttention):
         )
         q, k, v = (tensor.transpose(1, 2) for tensor in (rotate(q, rope), rotate(k, rope), v))
         if attn_mask is None and not is_causal:
-            k, v, attn_mask = align_keys(k, v)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, is_causal=is_causal)
+            mixed = attend(q, k, v)
+        else:
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, is_causal=is_causal)
         return self.proj(self.norm(mixed.transpose(1, 2).flatten(2)))
 
 
@@ -50,22 +48,3 @@ def rotate(heads: Tensor, rotations: Rotations) -> Tensor:
     else:
         turned = torch.view_as_real(torch.view_as_complex(pairs) * rotations.turns).flatten(-2)
     return turned.to(heads.dtype)
-
-
-def align_keys(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Append keys that no query sees, where that makes attention faster: in half precision on a CPU, without gradients.
-
-    Args:
-        k: Keys ``(B, heads, L, head_dim)``.
-        v: Values likewise.
-
-    Returns:
-        Both, and the mask that hides what was appended, if anything was.
-    """
-    rest = k.shape[-2] % _CPU_KEYS
-    missing = -rest % _CPU_ALIGNMENT
-    if k.device.type != 'cpu' or k.dtype.itemsize > 2 or torch.is_grad_enabled() or not 0 < missing < rest:
-        return k, v, None
-    mask = torch.zeros(1, 1, 1, k.shape[-2] + missing, dtype=k.dtype, device=k.device)
-    mask[..., -missing:] = -torch.inf
-    return F.pad(k, (0, 0, 0, missing)), F.pad(v, (0, 0, 0, missing)), mask

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
 from timm.layers import apply_rot_embed_cat
 from timm.models.eva import EvaAttention
 from torch import Tensor
 
 from densevlm_mm.vlm.positions import rotary_table, token_rotations
-from densevlm_mm.vlm.towers.rotary_attention import RotaryAttention, align_keys, rotate
+from densevlm_mm.vlm.towers.rotary_attention import RotaryAttention, rotate
 
 GRID, HEAD_DIM = (5, 3), 16
 PLACE = GRID, HEAD_DIM, 4, torch.device('cpu')
@@ -44,21 +43,3 @@ def test_attention_and_its_gradients_are_those_of_timm():
         outcomes.append([mixed, *torch.autograd.grad(mixed.square().sum(), [tokens, *attention.parameters()])])
     for ours, theirs in zip(*outcomes, strict=True):
         torch.testing.assert_close(ours, theirs)
-
-
-@pytest.mark.parametrize(('length', 'aligned'), [(40, 64), (512 + 40, 512 + 64), (512 + 9, 512 + 9), (64, 64)])
-def test_appended_keys_are_not_seen(length, aligned):
-    q, k, v = (torch.randn(1, 2, length, 16).bfloat16() for _ in range(3))
-    with torch.no_grad():
-        keys, values, mask = align_keys(k, v)
-    assert keys.shape[2] == values.shape[2] == aligned
-    assert (mask is None) == (aligned == length)
-    mixed = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
-    torch.testing.assert_close(mixed, F.scaled_dot_product_attention(q, k, v), rtol=2e-2, atol=1e-3)
-
-
-def test_keys_are_left_alone_where_it_would_not_pay():
-    k, v = torch.randn(2, 1, 2, 40, 16).unbind()
-    assert align_keys(k.bfloat16(), v.bfloat16())[2] is None  # gradients are on
-    with torch.no_grad():
-        assert align_keys(k, v)[2] is None
