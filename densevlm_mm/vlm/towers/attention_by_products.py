@@ -13,18 +13,10 @@ _HEADS = 2
 
 
 def attend_by_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Scaled dot-product attention in bfloat16 on a CPU, for what trains.
+    """Scaled dot-product attention in bfloat16 on a CPU, for what trains; ``(B, heads, L, head_dim)`` each.
 
     Forward it is PyTorch's kernel. Its gradients are that kernel's up to bfloat16, where the weights are rounded once
     more, as logarithms.
-
-    Args:
-        q: Queries ``(B, heads, L, head_dim)``.
-        k: Keys likewise.
-        v: Values likewise.
-
-    Returns:
-        Like ``q``.
     """
     return _attention(q, k, v)[0]
 
