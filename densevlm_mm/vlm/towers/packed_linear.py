@@ -14,8 +14,8 @@ _MAX_FEATURES = 1024
 class PackedLinear(nn.Linear):
     """Linear map that, where it runs without gradients in bfloat16 on a CPU, remembers its weight as oneDNN wants it.
 
-    Otherwise oneDNN lays the weight out in every product, which takes a third of the time. The remembered copy is no
-    part of the state, and made anew for a weight that was moved, cast, replaced or written to.
+    Otherwise oneDNN lays the weight out in every product, which takes up to a third of the time. The remembered copy is
+    no part of the state, and made anew for a weight that was moved, cast, replaced or written to.
     """
 
     _remembered: tuple[Tensor, int, Tensor] | None = None
@@ -27,11 +27,15 @@ class PackedLinear(nn.Linear):
         return torch.ops.mkldnn._linear_pointwise(x, self._packed(x[..., 0].numel()), self.bias, 'none', [], '')
 
     def _packed(self, rows: int) -> Tensor:
-        weight = self.weight
-        if self._remembered is None or self._remembered[:2] != (weight.data_ptr(), weight._version):
-            packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)
-            self._remembered = weight.data_ptr(), weight._version, packed
-        return self._remembered[2]
+        weight = self.weight.detach()
+        if self._remembered is not None:
+            source, version, packed = self._remembered
+            if (source.data_ptr(), version) == (weight.data_ptr(), weight._version):
+                return packed
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+        # the source is held, so that no other weight comes to lie where it lay
+        self._remembered = weight, weight._version, packed
+        return packed
 
     def __getstate__(self) -> dict[str, Any]:
         # what oneDNN lays out can be neither copied nor written
