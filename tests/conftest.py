@@ -10,6 +10,7 @@ os.environ['MPLBACKEND'] = 'Agg'
 # and before torch starts its threads: spinning ones fight over busy cores
 os.environ.setdefault('OMP_WAIT_POLICY', 'passive')
 
+import logging
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -73,3 +74,16 @@ def tiny_arch() -> Callable[..., dict]:
         return {'embed_dim': embed_dim, 'vision_cfg': vision, 'text_cfg': text}
 
     return make
+
+
+@pytest.fixture
+def logger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[logging.Logger]:
+    """The logger of a run, with a file ``run.log`` in the test's folder."""
+    from mmengine.logging import MMLogger
+
+    logger = MMLogger.get_instance(tmp_path.name, logger_name='run', log_file=str(tmp_path / 'run.log'))
+    monkeypatch.setattr(MMLogger, 'get_current_instance', classmethod(lambda cls: logger))
+    yield logger
+    for handler in logger.handlers:
+        handler.close()
+    MMLogger._instance_dict.pop(tmp_path.name)  # the newest one is everybody's, and its file is closed

@@ -59,6 +59,7 @@ def _table_of(measurement: Mapping[str, Any]) -> str:
         rows.append(
             [f'time / that of {first}', '1', *(f'{r["median"]:.2f} ({r["min"]:.2f} to {r["max"]:.2f})' for r in ratios)]
         )
+        rows.append(['fastest / fastest', '1', *(f'{r["fastest"]:.2f}' for r in ratios)])
     title = f'{measurement["setting"]}; {measurement["images"]} images in each run'
     if measurement.get('peak_memory'):
         title += f'; peak of memory {measurement["peak_memory"] / 1e6:.0f} MB, with all that is compared in one process'

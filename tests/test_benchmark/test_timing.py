@@ -65,6 +65,8 @@ def test_ratios_are_taken_round_by_round(pairs):
     assert ratios | spread(ratios['pairs']) == ratios
     least, greatest = min(ratios['pairs']), max(ratios['pairs'])
     assert least <= ratios['median'] <= greatest
+    ours, theirs = zip(*pairs, strict=True)
+    assert ratios['fastest'] == min(theirs) / min(ours)
     rate = summary['candidates']['ours']['images_per_second']
     assert rate * summary['candidates']['ours']['seconds']['total']['median'] == pytest.approx(4)
 

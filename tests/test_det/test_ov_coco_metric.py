@@ -9,7 +9,6 @@ import pytest
 import torch
 from mmdet.evaluation import OVCocoMetric
 from mmengine.evaluator import Evaluator
-from mmengine.logging import MMLogger
 
 from densevlm_mm.det import OVDetectionMetric
 from densevlm_mm.registry import METRICS
@@ -172,17 +171,6 @@ def test_images_that_a_sampler_repeats_count_once(tmp_path, truth):
     """What mmengine collects: the ranks' lists interleaved, cut to the size of the data set."""
     samples = make_samples(truth)
     assert evaluate(build(tmp_path, truth), [*samples, samples[0]], size=7) == evaluate(build(tmp_path, truth), samples)
-
-
-@pytest.fixture
-def logger(tmp_path, monkeypatch) -> MMLogger:
-    """The logger of a run, with a file."""
-    logger = MMLogger.get_instance(tmp_path.name, logger_name='run', log_file=str(tmp_path / 'run.log'))
-    monkeypatch.setattr(MMLogger, 'get_current_instance', classmethod(lambda cls: logger))
-    yield logger
-    for handler in logger.handlers:
-        handler.close()
-    MMLogger._instance_dict.pop(tmp_path.name)  # the newest one is everybody's, and its file is closed
 
 
 def test_tables_and_file_go_to_the_log_folder(tmp_path, truth, logger):

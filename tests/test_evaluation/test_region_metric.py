@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from mmengine.evaluator import Evaluator
-from mmengine.logging import MMLogger
 from mmengine.structures import BaseDataElement, InstanceData
 
 from densevlm_mm.evaluation import RegionAccuracy, region_accuracy
@@ -185,16 +184,6 @@ def test_json_file_is_left_alone_when_writing_fails(tmp_path, monkeypatch):
     with pytest.raises(OSError, match='disk full'):
         evaluate([make_sample(0, [0])], out_json=str(path))
     assert read_json(path)['metrics'] == metrics
-
-
-@pytest.fixture
-def logger(tmp_path, monkeypatch) -> MMLogger:
-    """The logger of a run, with a file."""
-    logger = MMLogger.get_instance(tmp_path.name, logger_name='run', log_file=str(tmp_path / 'run.log'))
-    monkeypatch.setattr(MMLogger, 'get_current_instance', classmethod(lambda cls: logger))
-    yield logger
-    for handler in logger.handlers:
-        handler.close()
 
 
 def test_table_and_default_file_go_to_the_log_folder(tmp_path, logger):
