@@ -110,6 +110,19 @@ def tool(miniworld: Path) -> Callable[..., None]:
     return run
 
 
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
+    """Runs ``tools/NAME.py ARGUMENTS`` in this process; gives exit code, output and errors."""
+
+    def run(name: str, *arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, 'argv', [name, *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(ROOT / 'tools' / f'{name}.py'), run_name='__main__')
+        return ended.value.code, *capsys.readouterr()
+
+    return run
+
+
 # What every process of a run does at its start. mmengine's launcher asks for a GPU also where gloo runs on CPUs;
 # and nothing here may need compiled operators, MMDetection or MMSegmentation.
 SITE = """

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import runpy
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,8 +11,7 @@ from mmengine.config import Config
 from densevlm_mm.registry import MODELS
 from densevlm_mm.vlm.checkpoints import read_content
 
-ROOT = Path(__file__).parents[2]
-TOOL = ROOT / 'tools' / 'model_converters' / 'convert_catseg.py'
+TOOL = 'model_converters/convert_catseg'
 
 CONFIG = """
 model = dict(
@@ -51,19 +47,6 @@ RELEASED = {
 }  # fmt: skip
 
 
-@pytest.fixture
-def call(capsys, monkeypatch) -> Callable[..., tuple[int, str, str]]:
-    """Runs the tool in this process; gives exit code, output and errors."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, 'argv', [TOOL.name, *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_path(str(TOOL), run_name='__main__')
-        return ended.value.code, *capsys.readouterr()
-
-    return run
-
-
 @pytest.fixture(scope='module')
 def config(tmp_path_factory, tiny_arch) -> Path:
     path = tmp_path_factory.mktemp('config') / 'catseg.py'
@@ -89,7 +72,7 @@ def source(ours, tmp_path) -> Path:
 
 def test_convert(call, config, ours, source, tmp_path):
     target = tmp_path / 'ours.pth'
-    code, output, errors = call(source, config, '-o', target)
+    code, output, errors = call(TOOL, source, config, '-o', target)
     assert (code, errors) == (0, '')
     assert output == f'{target}: {len(ours)} tensors, loaded back strictly\nleft out: optimizer\n'
     state = read_content(target)['state_dict']
@@ -112,7 +95,7 @@ def test_refusals_are_short_and_leave_nothing(call, config, source, tmp_path):
         ],
     }  # fmt: skip
     for message, arguments in cases.items():
-        code, output, errors = call(*arguments)
+        code, output, errors = call(TOOL, *arguments)
         assert (code, output) == (2, '')
         assert errors.startswith('error: ')
         assert message in errors

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import re
-import runpy
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,8 +13,7 @@ from mmengine.registry import DefaultScope
 from densevlm_mm.registry import MODELS
 from densevlm_mm.vlm import read_state_dict
 
-ROOT = Path(__file__).parents[2]
-TOOL = ROOT / 'tools' / 'model_converters' / 'convert_fvit.py'
+TOOL = 'model_converters/convert_fvit'
 
 CONFIG = """
 norm = dict(type='BN')
@@ -60,19 +56,6 @@ RELEASED = {
 }
 
 
-@pytest.fixture
-def call(capsys, monkeypatch) -> Callable[..., tuple[int, str, str]]:
-    """Runs the tool in this process; gives exit code, output and errors."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, 'argv', [TOOL.name, *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_path(str(TOOL), run_name='__main__')
-        return ended.value.code, *capsys.readouterr()
-
-    return run
-
-
 @pytest.fixture(scope='module')
 def config(tmp_path_factory, tiny_arch) -> Path:
     path = tmp_path_factory.mktemp('config') / 'fvit.py'
@@ -102,7 +85,7 @@ def source(released, tmp_path) -> Path:
 
 def test_convert(call, config, released, source, tmp_path):
     target = tmp_path / 'ours.pth'
-    code, output, errors = call(source, config, '-o', target)
+    code, output, errors = call(TOOL, source, config, '-o', target)
     state = read_state_dict(target)
     assert (code, errors) == (0, '')
     assert output == f'{target}: {len(released) + 1} tensors, loaded back strictly\nleft out: optimizer\n'
@@ -127,7 +110,7 @@ def test_refusals_are_short_and_leave_nothing(call, config, source, tmp_path):
         ],
     }  # fmt: skip
     for message, arguments in cases.items():
-        code, output, errors = call(*arguments)
+        code, output, errors = call(TOOL, *arguments)
         assert (code, output) == (2, '')
         assert errors.startswith('error: ')
         assert message in errors

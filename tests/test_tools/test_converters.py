@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import runpy
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,19 +11,6 @@ import torch
 from densevlm_mm.vlm import load_vlm, read_meta, read_state_dict
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def call(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
-    """Runs ``tools/NAME.py ARGUMENTS`` in this process; gives exit code, output and errors."""
-
-    def run(name: str, *arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, 'argv', [name, *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_path(str(ROOT / 'tools' / f'{name}.py'), run_name='__main__')
-        return ended.value.code, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture

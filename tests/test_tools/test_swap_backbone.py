@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import runpy
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -66,15 +64,12 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture
-def call(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
+def call(call) -> Callable[..., tuple[int, str, str]]:
     """Runs the tool with the tiny tower in this process; gives exit code, output and errors."""
 
     def run(*arguments: object, checkpoint: str | None = CHECKPOINT) -> tuple[int, str, str]:
         tower = ('--arch', 'tiny.json', *(['--checkpoint', checkpoint] if checkpoint else []))
-        monkeypatch.setattr(sys, 'argv', ['swap_backbone', *map(str, (*arguments, *tower))])
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_path(str(ROOT / 'tools' / 'misc' / 'swap_backbone.py'), run_name='__main__')
-        return ended.value.code, *capsys.readouterr()
+        return call('misc/swap_backbone', *arguments, *tower)
 
     return run
 

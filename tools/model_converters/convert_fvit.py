@@ -12,38 +12,20 @@ from __future__ import annotations
 import argparse
 import sys
 
-from mmengine.config import Config, DictAction
-from mmengine.registry import DefaultScope
-
+from densevlm_mm.apis.convert_released import convert_released, parse_conversion
 from densevlm_mm.det import convert_fvit_checkpoint
-from densevlm_mm.vlm.checkpoint_formats import Written
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('source', help='checkpoint of the released detector')
-    parser.add_argument('config', help='config of our detector: the same layers, the same classes in the same order')
-    parser.add_argument('-o', '--out', required=True, help='file to be made: .pth or .pt')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, help='override entries, key=value')
-    return parser.parse_args(argv)
-
-
-def convert(args: argparse.Namespace) -> Written:
-    """Convert into the detector of the config, whose own files need not exist."""
-    cfg = Config.fromfile(args.config)
-    cfg.merge_from_dict(args.cfg_options)
-    if 'model' not in cfg:
-        raise ValueError(f'{args.config} has no model; give the config of a detector')
-    with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmdet')):
-        return convert_fvit_checkpoint(args.source, args.out, cfg.model)
+    return parse_conversion(argv, __doc__.splitlines()[0], 'detector')
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; 0 when the file is there, 2 when it cannot be made."""
     args = parse_args(argv)
     try:
-        written = convert(args)
+        written = convert_released(args, convert_fvit_checkpoint, 'mmdet')
     except (ValueError, OSError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
