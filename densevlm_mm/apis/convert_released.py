@@ -13,17 +13,18 @@ from mmengine.registry import DefaultScope
 from densevlm_mm.vlm.checkpoint_formats import Written
 
 
-def parse_conversion(argv: list[str] | None, description: str, kind: str) -> argparse.Namespace:
+def parse_conversion(argv: list[str] | None, description: str, kind: str, shared: str) -> argparse.Namespace:
     """Arguments of a conversion: ``source``, ``config``, ``out``, ``cfg_options``.
 
     Args:
         argv: Words of the command line; None for those of this process.
         description: Shown by ``--help``.
         kind: What is converted, such as 'detector'.
+        shared: What its config must have in common with the released one.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument('source', help=f'checkpoint of the released {kind}')
-    parser.add_argument('config', help=f'config of our {kind}: the same layers, the same classes in the same order')
+    parser.add_argument('config', help=f'config of our {kind}: the same {shared}')
     parser.add_argument('-o', '--out', required=True, help='file to be made: .pth or .pt')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, help='override entries, key=value')
     return parser.parse_args(argv)

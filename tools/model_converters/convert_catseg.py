@@ -18,7 +18,7 @@ from densevlm_mm.seg import convert_catseg_checkpoint
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    return parse_conversion(argv, __doc__.splitlines()[0], 'segmentor')
+    return parse_conversion(argv, __doc__.splitlines()[0], 'segmentor', 'towers and aggregator')
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -18,7 +18,7 @@ from densevlm_mm.det import convert_fvit_checkpoint
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    return parse_conversion(argv, __doc__.splitlines()[0], 'detector')
+    return parse_conversion(argv, __doc__.splitlines()[0], 'detector', 'layers, the same classes in the same order')
 
 
 def main(argv: list[str] | None = None) -> int:
