@@ -12,7 +12,7 @@ import argparse
 import json
 from pathlib import Path
 
-from densevlm_mm.apis import Inferencer, vocabulary_of_words
+from densevlm_mm.apis import Inferencer, keep_freed_memory, vocabulary_of_words
 from densevlm_mm.apis.inferencer import TASKS
 from densevlm_mm.compat import CompatError
 from densevlm_mm.vlm import CheckpointError
@@ -50,6 +50,7 @@ def vocabulary_of(args: argparse.Namespace) -> object:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
+    keep_freed_memory()
     templates = args.templates
     if templates and len(templates) == 1 and '{' not in templates[0]:
         templates = templates[0]  # the name of a set, or a file

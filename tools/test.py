@@ -11,7 +11,14 @@ import argparse
 from mmengine.evaluator import DumpResults
 from mmengine.runner import Runner
 
-from densevlm_mm.apis import add_common_arguments, check_config, close_process_group, load_config, load_weights
+from densevlm_mm.apis import (
+    add_common_arguments,
+    check_config,
+    close_process_group,
+    keep_freed_memory,
+    load_config,
+    load_weights,
+)
 
 
 def parse_args() -> argparse.Namespace:
@@ -27,6 +34,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    keep_freed_memory()
     cfg = load_config(args)
     check_config(cfg, train=False, files=[args.checkpoint])
     runner = Runner.from_cfg(cfg)

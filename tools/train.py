@@ -10,7 +10,14 @@ import argparse
 
 from mmengine.runner import Runner, find_latest_checkpoint
 
-from densevlm_mm.apis import add_common_arguments, check_config, close_process_group, load_config, start_from
+from densevlm_mm.apis import (
+    add_common_arguments,
+    check_config,
+    close_process_group,
+    keep_freed_memory,
+    load_config,
+    start_from,
+)
 
 
 def parse_args() -> argparse.Namespace:
@@ -30,6 +37,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    keep_freed_memory()
     cfg = load_config(args)
     if args.amp:
         cfg.optim_wrapper.type = 'AmpOptimWrapper'

@@ -5,6 +5,7 @@ from densevlm_mm.vlm import load_vlm
 from .check_config import ConfigError, check_config
 from .command_line import add_common_arguments, load_config, vocabulary_of_words
 from .distributed import close_process_group
+from .host_memory import keep_freed_memory
 from .inferencer import Inferencer
 from .run_parts import SwapError
 from .swap_backbone import swap_backbone
@@ -17,6 +18,7 @@ __all__ = [
     'add_common_arguments',
     'check_config',
     'close_process_group',
+    'keep_freed_memory',
     'load_config',
     'load_vlm',
     'load_weights',

@@ -10,6 +10,7 @@ from typing import Any
 
 from mmengine.logging import MMLogger
 
+from densevlm_mm.apis import keep_freed_memory
 from densevlm_mm.vlm.factory import resolve_dtype
 
 from .flops import step_flops
@@ -57,6 +58,7 @@ def build_steps(options: StepOptions, photos: PhotoFolder) -> dict[str, Training
 
 def memory_of_step(options: StepOptions, name: str) -> dict[str, int | None]:
     """Bytes that one candidate takes: ``built``, with models and data in place, and ``peak``. For a fresh process."""
+    keep_freed_memory()  # as tools/train.py does
     with TemporaryDirectory() as folder:
         step = _build(name, options, make_photos(options, Path(folder)))
         built = memory_in_use(options.device)

@@ -52,12 +52,13 @@ def _attention_backward(
     weights, scores = q.new_empty(2, _HEADS, padded, padded)
     for first in range(0, batch * heads, _HEADS):
         some = slice(first, first + _HEADS)
+        # a row for each key: so only one of the products has its left factor transposed, which costs
         p, ds = weights[: len(dq[some])], scores[: len(dq[some])]
-        torch.baddbmm(p, queries[some], keys[some].mT, beta=0, alpha=scale, out=p).exp_()
-        torch.bmm(p.mT, grads[some, :, :channels], out=dv[some])
-        torch.bmm(grads[some], values[some].mT, out=ds).mul_(p)
-        torch.baddbmm(dq[some], ds, keys[some, :, :channels], beta=0, alpha=scale, out=dq[some])
-        torch.baddbmm(dk[some], ds.mT, queries[some, :, :channels], beta=0, alpha=scale, out=dk[some])
+        torch.baddbmm(p, keys[some], queries[some].mT, beta=0, alpha=scale, out=p).exp_()
+        torch.bmm(p, grads[some, :, :channels], out=dv[some])
+        torch.bmm(values[some], grads[some].mT, out=ds).mul_(p)
+        torch.baddbmm(dk[some], ds, queries[some, :, :channels], beta=0, alpha=scale, out=dk[some])
+        torch.baddbmm(dq[some], ds.mT, keys[some, :, :channels], beta=0, alpha=scale, out=dq[some])
     return tuple(_narrow(x, q) for x in (dq, dk, dv))
 
 
