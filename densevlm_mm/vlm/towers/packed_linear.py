@@ -8,14 +8,15 @@ import torch
 from torch import Tensor, nn
 
 # With more input features oneDNN's packed products are the slower ones: at the 1,297 tokens of ViT-L/14 on 512 px.
-_MAX_FEATURES = 1024
+_MAX_PACKED_FEATURES = 1024
 
 
 class PackedLinear(nn.Linear):
     """Linear map that, where it runs without gradients in bfloat16 on a CPU, remembers its weight as oneDNN wants it.
 
     Otherwise oneDNN lays the weight out in every product, which takes up to a third of the time. The remembered copy is
-    no part of the state, and made anew for a weight that was moved, cast, replaced or written to.
+    no part of the state, and made anew for a weight that was moved, cast, replaced or written to. A weight with many
+    input features is not packed; its product still adds the bias itself, where PyTorch first writes it to the result.
     """
 
     _remembered: tuple[Tensor, int, Tensor] | None = None
@@ -24,7 +25,8 @@ class PackedLinear(nn.Linear):
         """``(..., in_features) -> (..., out_features)``."""
         if torch.is_grad_enabled() or not x.dtype == self.weight.dtype == torch.bfloat16 or x.device.type != 'cpu':
             return super().forward(x)
-        return torch.ops.mkldnn._linear_pointwise(x, self._packed(x[..., 0].numel()), self.bias, 'none', [], '')
+        weight = self._packed(x[..., 0].numel()) if self.in_features <= _MAX_PACKED_FEATURES else self.weight
+        return torch.ops.mkldnn._linear_pointwise(x, weight, self.bias, 'none', [], '')
 
     def _packed(self, rows: int) -> Tensor:
         weight = self.weight.detach()
@@ -48,5 +50,5 @@ def pack_linears(module: nn.Module) -> None:
         return
     for linear in module.modules():
         # subclasses may be read by others than their own forward pass
-        if type(linear) is nn.Linear and linear.in_features <= _MAX_FEATURES:
+        if type(linear) is nn.Linear:
             linear.__class__ = PackedLinear

@@ -14,9 +14,9 @@ if not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf1
     pytest.skip('this CPU has no products in bfloat16', allow_module_level=True)
 
 
-def plain_and_packed(bias: bool = True) -> tuple[nn.Linear, nn.Linear]:
+def plain_and_packed(bias: bool = True, in_features: int = 40) -> tuple[nn.Linear, nn.Linear]:
     torch.manual_seed(0)
-    plain = nn.Linear(40, 24, bias=bias).bfloat16()
+    plain = nn.Linear(in_features, 24, bias=bias).bfloat16()
     packed = nn.Sequential(copy.deepcopy(plain))
     pack_linears(packed)
     assert type(packed[0]) is PackedLinear
@@ -24,7 +24,7 @@ def plain_and_packed(bias: bool = True) -> tuple[nn.Linear, nn.Linear]:
 
 
 def agree(plain: nn.Linear, packed: nn.Linear, *shape: int) -> None:
-    x = torch.randn(*shape, 40).to(plain.weight.dtype)
+    x = torch.randn(*shape, plain.in_features).to(plain.weight.dtype)
     with torch.no_grad():
         torch.testing.assert_close(packed(x), plain(x), rtol=1e-2, atol=1e-2)
 
@@ -36,6 +36,13 @@ def test_same_products(shape, bias):
     agree(plain, packed, *shape)
     assert packed._remembered is not None
     agree(plain, packed, 33)  # with another number of rows than it was packed for
+
+
+@pytest.mark.parametrize('bias', [True, False])
+def test_wide_ones_are_not_packed(bias):
+    plain, wide = plain_and_packed(bias, in_features=1025)
+    agree(plain, wide, 2, 5)
+    assert wide._remembered is None
 
 
 def test_weights_may_change():
@@ -66,11 +73,11 @@ def test_copies_casts_and_gradients_are_those_of_a_linear_map():
         assert torch.equal(packed.float()(x), plain.float()(x))
 
 
-def test_only_plain_and_narrow_ones_are_packed():
+def test_only_plain_ones_are_packed():
     class Other(nn.Linear):
         pass
 
-    modules = nn.ModuleList([nn.Linear(1024, 2), nn.Linear(1025, 2), Other(4, 2), nn.MultiheadAttention(8, 2)])
+    modules = nn.ModuleList([nn.Linear(4, 2), Other(4, 2), nn.MultiheadAttention(8, 2)])
     pack_linears(modules)
-    assert [type(module) for module in modules[:3]] == [PackedLinear, nn.Linear, Other]
-    assert not any(type(module) is PackedLinear for module in modules[3].modules())
+    assert [type(module) for module in modules[:2]] == [PackedLinear, Other]
+    assert not any(type(module) is PackedLinear for module in modules[2].modules())
