@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import platform
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -72,18 +69,6 @@ def forget_peak_memory(device: str) -> None:
     """On a GPU, let the peak count from here."""
     if is_gpu(device):
         torch.cuda.reset_peak_memory_stats(device)
-
-
-def in_own_process(function: Callable[..., Any], *args: Any) -> Any:
-    """Result of a function in a fresh process, whose peak of memory is that of the function alone.
-
-    Args:
-        function: One that can be imported.
-        args: Its arguments, which can be pickled.
-    """
-    spawn = multiprocessing.get_context('spawn')
-    with ProcessPoolExecutor(max_workers=1, mp_context=spawn) as pool:
-        return pool.submit(function, *args).result()
 
 
 def _status_bytes(field: str) -> int | None:

@@ -53,6 +53,8 @@ def _table_of(measurement: Mapping[str, Any]) -> str:
     rows.append(['images per second', *(f'{c["images_per_second"]:.2f}' for c in candidates.values())])
     if all('utilisation' in candidate for candidate in candidates.values()):
         rows.append(['share of matrix rate, %', *(f'{100 * c["utilisation"]:.1f}' for c in candidates.values())])
+    if all('peak_memory' in candidate for candidate in candidates.values()):
+        rows.append(['peak of memory, MB', *(f'{c["peak_memory"] / 1e6:.0f}' for c in candidates.values())])
     first, *others = candidates
     ratios = [measurement['ratios'][name] for name in others]
     if others:
@@ -61,8 +63,6 @@ def _table_of(measurement: Mapping[str, Any]) -> str:
         )
         rows.append(['fastest / fastest', '1', *(f'{r["fastest"]:.2f}' for r in ratios)])
     title = f'{measurement["setting"]}; {measurement["images"]} images in each run'
-    if measurement.get('peak_memory'):
-        title += f'; peak of memory {measurement["peak_memory"] / 1e6:.0f} MB, with all that is compared in one process'
     return f'{title}\n{format_table(["", *candidates], rows)}'
 
 

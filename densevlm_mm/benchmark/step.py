@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,12 +15,13 @@ from densevlm_mm.apis import keep_freed_memory
 from densevlm_mm.vlm.factory import resolve_dtype
 
 from .flops import step_flops
-from .machine import forget_peak_memory, in_own_process, is_gpu, matmul_rate, memory_in_use, peak_memory
+from .machine import forget_peak_memory, is_gpu, matmul_rate, memory_in_use, peak_memory
 from .options import PROJECT, Progress, StepOptions
+from .own_process import Resident, in_own_process
 from .photos import PhotoFolder
 from .profiling import profile_to
 from .synthetic import arch_named
-from .timing import TOTAL, summarize, take_turns
+from .timing import TOTAL, Timing, summarize, take_turns
 from .training import ProjectStep, ReferenceLikeStep, TrainingStep, trainable_blocks
 
 # Images that are made; a step that loads takes others each time.
@@ -29,7 +31,7 @@ _STEPS_FOR_MEMORY = 2
 
 
 def measure_step(options: StepOptions, progress: Progress) -> dict[str, Any]:
-    """Measure a training step.
+    """Measure a training step, each candidate in a process of its own.
 
     Returns:
         ``measurements``, one for each size of batch and vocabulary; ``flops``; ``memory`` and ``profile``, of the
@@ -37,18 +39,66 @@ def measure_step(options: StepOptions, progress: Progress) -> dict[str, Any]:
     """
     results: dict[str, Any] = {}
     if options.memory:
-        # before this process fills the device itself
+        # before others fill the device
         results['memory'] = {name: in_own_process(memory_of_step, options, name) for name in options.candidates}
         progress('memory measured')
-    with TemporaryDirectory() as folder:
-        photos = make_photos(options, Path(folder))
-        steps = build_steps(options, photos)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(TemporaryDirectory()))
+        candidates = {
+            name: stack.enter_context(Resident(Candidate, options, name, folder / name)) for name in options.candidates
+        }
         progress('models built')
-        results['measurements'] = list(_measure_all(options, photos, steps, progress))
+        results['measurements'] = list(_measure_all(options, candidates, progress))
         if options.profile:
-            results['profile'] = profile_to(options.profile, steps[PROJECT], options.device)
+            results['profile'] = candidates[PROJECT].ask('profile_to', options.profile)
     results['flops'] = _add_utilisation(options, results['measurements'])
     return results
+
+
+class Candidate:
+    """A candidate's step, in the process that it has to itself.
+
+    This project's tools keep memory that they free; the baseline leaves the allocator as it is.
+
+    Args:
+        options: What is measured.
+        name: Which of `options.candidates`.
+        folder: Where files are made, its own.
+    """
+
+    def __init__(self, options: StepOptions, name: str, folder: Path) -> None:
+        if name == PROJECT:
+            keep_freed_memory()
+        folder.mkdir()
+        self.options = options
+        self.name = name
+        self.photos = make_photos(options, folder)
+        self.step = _build(name, options, self.photos)
+
+    def take(self, batch_size: int) -> None:
+        """Take batches of another size."""
+        self.step.take(_batches(self.name, self.options, self.photos, batch_size))
+
+    def set_classes(self, classes: int) -> None:
+        """Put a vocabulary of so many classes in place, and let the peak of memory count from here."""
+        self.step.set_classes(classes)
+        forget_peak_memory(self.options.device)
+
+    def run(self) -> Timing:
+        """Run one step."""
+        return self.step()
+
+    def log(self) -> dict[str, float]:
+        """What the last step reported."""
+        return self.step.log
+
+    def peak_memory(self) -> int | None:
+        """Most bytes since the vocabulary was put in place; see `machine.peak_memory`."""
+        return peak_memory(self.options.device)
+
+    def profile_to(self, path: str) -> list[dict[str, Any]]:
+        """Profile one step; see `profiling.profile_to`."""
+        return profile_to(path, self.step, self.options.device)
 
 
 def build_steps(options: StepOptions, photos: PhotoFolder) -> dict[str, TrainingStep]:
@@ -58,13 +108,12 @@ def build_steps(options: StepOptions, photos: PhotoFolder) -> dict[str, Training
 
 def memory_of_step(options: StepOptions, name: str) -> dict[str, int | None]:
     """Bytes that one candidate takes: ``built``, with models and data in place, and ``peak``. For a fresh process."""
-    keep_freed_memory()  # as tools/train.py does
     with TemporaryDirectory() as folder:
-        step = _build(name, options, make_photos(options, Path(folder)))
+        candidate = Candidate(options, name, Path(folder) / name)
         built = memory_in_use(options.device)
         for _ in range(_STEPS_FOR_MEMORY):
-            step()
-        return {'built': built, 'peak': peak_memory(options.device)}
+            candidate.run()
+        return {'built': built, 'peak': candidate.peak_memory()}
 
 
 def make_photos(options: StepOptions, folder: Path) -> PhotoFolder:
@@ -102,28 +151,28 @@ def _quiet_log() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _measure_all(
-    options: StepOptions, photos: PhotoFolder, steps: dict[str, TrainingStep], progress: Progress
-) -> Iterator[dict[str, Any]]:
+def _measure_all(options: StepOptions, candidates: dict[str, Resident], progress: Progress) -> Iterator[dict[str, Any]]:
     for batch_size in sorted(options.batch_sizes):
-        for name, step in steps.items():
-            step.take(_batches(name, options, photos, batch_size))
+        for candidate in candidates.values():
+            candidate.ask('take', batch_size)
         for classes in options.classes:
-            for step in steps.values():
-                step.set_classes(classes)
+            for candidate in candidates.values():
+                candidate.ask('set_classes', classes)
             progress(f'{batch_size} images, {classes} classes')
-            yield {'setting': f'{classes} classes', **_measure(options, steps, batch_size, progress)}
+            yield {'setting': f'{classes} classes', **_measure(options, candidates, batch_size, progress)}
 
 
 def _measure(
-    options: StepOptions, steps: dict[str, TrainingStep], batch_size: int, progress: Progress
+    options: StepOptions, candidates: dict[str, Resident], batch_size: int, progress: Progress
 ) -> dict[str, Any]:
-    forget_peak_memory(options.device)
     warmup = max(options.warmup, 1 if options.teacher_cache else 0)  # fills the cache
+    steps = {name: partial(candidate.ask, 'run') for name, candidate in candidates.items()}
     runs = take_turns(steps, repeats=options.repeats, warmup=warmup, progress=progress)
-    logs = {name: step.log for name, step in steps.items()}
-    peak = {'peak_memory': peak_memory(options.device)} if is_gpu(options.device) else {}
-    return {**summarize(runs, batch_size), 'logs': logs, **peak}
+    summary = summarize(runs, batch_size)
+    if is_gpu(options.device):
+        for name, candidate in candidates.items():
+            summary['candidates'][name]['peak_memory'] = candidate.ask('peak_memory')
+    return {**summary, 'logs': {name: candidate.ask('log') for name, candidate in candidates.items()}}
 
 
 def _add_utilisation(options: StepOptions, measurements: list[dict[str, Any]]) -> dict[str, Any]:

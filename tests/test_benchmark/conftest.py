@@ -18,6 +18,12 @@ TINY = StepOptions(
 
 
 @pytest.fixture
+def options() -> StepOptions:
+    """A step of no size."""
+    return TINY
+
+
+@pytest.fixture
 def steps(tmp_path) -> Callable[..., dict[str, TrainingStep]]:
     """Builds both training steps with the same weights, images and boxes."""
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from densevlm_mm.benchmark.machine import describe_machine, in_own_process, matmul_rate, memory_in_use, peak_memory
+from densevlm_mm.benchmark.machine import describe_machine, matmul_rate, memory_in_use, peak_memory
 from densevlm_mm.benchmark.options import InferenceOptions, Options, StepOptions
 from densevlm_mm.benchmark.profiling import profile_to
 from densevlm_mm.benchmark.synthetic import (
@@ -106,12 +106,6 @@ def test_memory_is_in_use_until_it_is_freed_and_its_peak_is_kept():
     assert with_ballast - before > 300_000_000
     assert memory_in_use('cpu') < with_ballast - 300_000_000
     assert peak_memory('cpu') > with_ballast - 10_000_000  # Linux keeps count of pages a little behind
-
-
-@pytest.mark.skipif(memory_in_use('cpu') is None, reason='only Linux tells')
-def test_a_process_of_its_own_has_a_peak_of_its_own():
-    ballast = torch.ones(1_500_000_000, dtype=torch.uint8)
-    assert 0 < in_own_process(peak_memory, 'cpu') < ballast.nbytes
 
 
 def test_profile_names_the_largest_costs(tmp_path):

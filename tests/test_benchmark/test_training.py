@@ -10,6 +10,7 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from densevlm_mm.benchmark.options import PROJECT
+from densevlm_mm.benchmark.step import Candidate
 from densevlm_mm.benchmark.training import ADAMW, CONSTRUCTOR, TrainingStep
 
 SCHEDULE = Path(__file__).parents[2] / 'configs' / '_base_' / 'schedules' / 'densevlm_11088.py'
@@ -125,3 +126,12 @@ def test_the_baseline_may_have_a_dtype_of_its_own(steps):
     ours()
     theirs()
     assert ours.log['loss'] == pytest.approx(theirs.log['loss'], rel=0.1)
+
+
+def test_only_this_project_keeps_the_memory_that_it_frees(monkeypatch, tmp_path, options):
+    kept = []
+    monkeypatch.setattr('densevlm_mm.benchmark.step.keep_freed_memory', lambda: kept.append(True))
+    Candidate(options, 'reference-like', tmp_path / 'baseline')
+    assert not kept
+    Candidate(options, PROJECT, tmp_path / 'project')
+    assert kept

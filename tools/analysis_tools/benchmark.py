@@ -16,7 +16,6 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
-from densevlm_mm.apis import keep_freed_memory
 from densevlm_mm.benchmark import BENCHMARKS, as_document, as_text
 from densevlm_mm.benchmark.options import BASELINES, DTYPES
 from densevlm_mm.evaluation.report import write_json
@@ -132,7 +131,6 @@ def main(argv: list[str] | None = None) -> int:
         args['sweep_size'] = SWEEP
     args = {key: tuple(value) if isinstance(value, list) else value for key, value in args.items()}
     make_options, measure = BENCHMARKS[benchmark]
-    keep_freed_memory()  # as the other tools do
     try:
         options = make_options(**args)
         results = measure(options, show_progress)
