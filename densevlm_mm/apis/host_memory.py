@@ -21,7 +21,7 @@ def keep_freed_memory() -> bool:
     that it forks, such as a loader's workers, do likewise. See docs/performance.md.
 
     Returns:
-        Whether it does from now on: not with another allocator, and not where the environment says otherwise.
+        Whether glibc was told so: not where there is another C library, and not where the environment sets this itself.
     """
     if platform.libc_ver()[0] != 'glibc' or any(name in os.environ for name in _SETTINGS):
         return False
