@@ -14,6 +14,7 @@ import logging
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -35,6 +36,15 @@ def seed() -> int:
     np.random.seed(SEED)
     torch.manual_seed(SEED)
     return SEED
+
+
+@pytest.fixture(autouse=True, scope='session')
+def freed_memory_goes_back() -> Iterator[None]:
+    """Tools that run in this process leave its allocator as it is: others measure memory here."""
+    allocator = SimpleNamespace(mallopt=lambda parameter, value: 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('densevlm_mm.apis.host_memory.ctypes', SimpleNamespace(CDLL=lambda name: allocator))
+        yield
 
 
 @pytest.fixture(autouse=True, scope='session')

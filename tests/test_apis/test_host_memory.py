@@ -22,8 +22,8 @@ def page_faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 kept = keep_freed_memory()
-page_faults()
-print(kept, page_faults())
+# a small block may come to lie in what the last one freed, and the next one then needs a new place
+print(kept, min(page_faults() for _ in range(5)))
 """
 
 
