@@ -73,7 +73,7 @@ class Candidate:
         self.options = options
         self.name = name
         self.photos = make_photos(options, folder)
-        self.step = _build(name, options, self.photos)
+        self.step = build_step(name, options, self.photos)
 
     def take(self, batch_size: int) -> None:
         """Take batches of another size."""
@@ -101,11 +101,6 @@ class Candidate:
         return profile_to(path, self.step, self.options.device)
 
 
-def build_steps(options: StepOptions, photos: PhotoFolder) -> dict[str, TrainingStep]:
-    """Both steps with the same weights, images and boxes, those of the largest batch."""
-    return {name: _build(name, options, photos) for name in options.candidates}
-
-
 def memory_of_step(options: StepOptions, name: str) -> dict[str, int | None]:
     """Bytes that one candidate takes: ``built``, with models and data in place, and ``peak``. For a fresh process."""
     with TemporaryDirectory() as folder:
@@ -124,7 +119,8 @@ def make_photos(options: StepOptions, folder: Path) -> PhotoFolder:
     return PhotoFolder(folder, count, device=options.device)
 
 
-def _build(name: str, options: StepOptions, photos: PhotoFolder) -> TrainingStep:
+def build_step(name: str, options: StepOptions, photos: PhotoFolder) -> TrainingStep:
+    """Step of a candidate with the largest batch; its weights, images and boxes are the same for every candidate."""
     batches = _batches(name, options, photos, max(options.batch_sizes))
     with _quiet_log():
         if name == PROJECT:

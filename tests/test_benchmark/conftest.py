@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from densevlm_mm.benchmark.options import StepOptions
-from densevlm_mm.benchmark.step import build_steps, make_photos
+from densevlm_mm.benchmark.step import build_step, make_photos
 from densevlm_mm.benchmark.training import TrainingStep
 
 TINY = StepOptions(
@@ -29,6 +29,7 @@ def steps(tmp_path) -> Callable[..., dict[str, TrainingStep]]:
 
     def build(**changes: object) -> dict[str, TrainingStep]:
         options = replace(TINY, **changes)
-        return build_steps(options, make_photos(options, tmp_path))
+        photos = make_photos(options, tmp_path)
+        return {name: build_step(name, options, photos) for name in options.candidates}
 
     return build

@@ -86,7 +86,7 @@ def test_step_alone(run):
 
 
 def test_utilisation_leaves_out_a_cached_teacher(run):
-    document = run('step', '--no-memory', '--teacher-cache', 'warm', '--warmup', '0')
+    document = run('step', '--baseline', 'none', '--no-memory', '--teacher-cache', 'warm', '--warmup', '0')
     (measurement,) = document['measurements']
     assert measurement['logs'][PROJECT]['cached_share'] == 1
     flops, ours = document['flops'], measurement['candidates'][PROJECT]
