@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import pickle
+import traceback
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
@@ -22,7 +24,7 @@ class Resident:
     def __init__(self, make: Callable[..., Any], *args: Any) -> None:
         self._pool = _one_process()
         try:
-            self._pool.submit(_settle, make, args).result()
+            self._pool.submit(_run, _settle, make, args).result()
         except BaseException:
             self._pool.shutdown()
             raise
@@ -34,8 +36,12 @@ class Resident:
         self._pool.shutdown()
 
     def ask(self, method: str, *args: Any) -> Any:
-        """Call a method there; what it is given and returns can be pickled, what it raises is raised here."""
-        return self._pool.submit(_answer, method, args).result()
+        """Call a method there; what it is given and returns can be pickled, what it raises is raised here.
+
+        Raises:
+            RuntimeError: With the whole traceback as its message, for an exception that cannot be pickled.
+        """
+        return self._pool.submit(_run, _answer, method, args).result()
 
 
 def in_own_process(function: Callable[..., Any], *args: Any) -> Any:
@@ -46,11 +52,22 @@ def in_own_process(function: Callable[..., Any], *args: Any) -> Any:
         args: Its arguments, which can be pickled.
     """
     with _one_process() as pool:
-        return pool.submit(function, *args).result()
+        return pool.submit(_run, function, *args).result()
 
 
 def _one_process() -> ProcessPoolExecutor:
     return ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context('spawn'))
+
+
+def _run(function: Callable[..., Any], *args: Any) -> Any:
+    try:
+        return function(*args)
+    except Exception as error:
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:
+            raise RuntimeError(f'in a process of its own:\n{"".join(traceback.format_exception(error))}') from None
+        raise
 
 
 def _settle(make: Callable[..., Any], args: tuple[Any, ...]) -> None:

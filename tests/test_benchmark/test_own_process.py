@@ -36,6 +36,11 @@ def test_residents_live_apart():
             os.kill(pid, 0)
 
 
+def test_an_error_that_cannot_be_pickled_is_told_with_its_traceback():
+    with pytest.raises(RuntimeError, match='(?s)line 2, in <module>.*Untold: the reason'):
+        in_own_process(exec, "class Untold(Exception): pass\nraise Untold('the reason')")
+
+
 def test_what_cannot_be_made_is_said_here():
     with pytest.raises(ValueError, match='invalid literal'):
         Resident(int, 'seven')

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .compilation import compile_options, has_cuda_graphs
+
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 WITH_DENSE_PATH = (
@@ -61,6 +63,7 @@ class VisionTower(nn.Module):
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
     grad_checkpointing: bool = False
+    _has_cuda_graphs: bool = False
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
@@ -151,6 +154,10 @@ class VisionTower(nn.Module):
         grid = self.grid_of(images)
         if mode is not None:
             self.check_mode(mode)
+        if self._has_cuda_graphs:
+            # All blocks run the same code: PyTorch would take the second for a new step, and its graph would overwrite
+            # what the first returned.
+            torch.compiler.cudagraph_mark_step_begin()
         state, maps = self.stem(images.to(self.dtype)), {}
         for index in range(last + 1 if depth is None else depth):
             state = self._run(index, state, grid, mode if index == last else None)
@@ -255,14 +262,17 @@ class VisionTower(nn.Module):
         Args:
             options: Those of `torch.compile`, such as ``mode``.
         """
+        options = compile_options(options)
         for block in self.blocks:
             block.compile(**options)
+        self._has_cuda_graphs = has_cuda_graphs(options)
         # not the bound method, by which a copy of this tower would run the weights of this one
         self.__dict__['_compiled_last_block'] = torch.compile(type(self).run_last_block, **options)
 
     def __getstate__(self) -> dict[str, Any]:
         # as torch does with compiled modules: a copy is compiled when it is asked to be
-        return {key: value for key, value in super().__getstate__().items() if key != '_compiled_last_block'}
+        of_compiling = {'_compiled_last_block', '_has_cuda_graphs'}
+        return {key: value for key, value in super().__getstate__().items() if key not in of_compiling}
 
     def _run(self, index: int, state: Tensor, grid: tuple[int, int], mode: str | None) -> Tensor:
         if self.grad_checkpointing and torch.is_grad_enabled():
