@@ -262,7 +262,7 @@ class VisionTower(nn.Module):
         Args:
             options: Those of `torch.compile`, such as ``mode``.
         """
-        options = compile_options(options)
+        options = compile_options(options, [weight for block in self.blocks for weight in block.parameters()])
         for block in self.blocks:
             block.compile(**options)
         self._has_cuda_graphs = has_cuda_graphs(options)
