@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from mmengine.dataset import default_collate, pseudo_collate
+from mmengine.model import ImgDataPreprocessor
 from mmengine.structures import BaseDataElement, InstanceData
 
 from densevlm_mm.models.preprocessor import VLMPreprocessor, send
@@ -26,6 +28,26 @@ def test_stacked_and_listed_images_come_out_alike():
     assert listed['inputs'].shape == (2, 3, 8, 6)
     torch.testing.assert_close(listed['inputs'][1], (batch[1]['inputs'] - 127.5) / 51)
     assert torch.equal(listed['inputs'], stacked['inputs'])
+
+
+@pytest.mark.parametrize('dtype', [torch.uint8, torch.float32])
+@pytest.mark.parametrize(
+    'options', [{}, {'pad_size_divisor': 4, 'pad_value': 7}, {'pad_size_divisor': 2}, {'bgr_to_rgb': True}]
+)
+def test_images_come_out_as_from_mmengine(options, dtype):
+    images = torch.randint(256, (2, 3, 8, 6), generator=torch.Generator().manual_seed(0)).to(dtype)
+    before = images.clone()
+    options = {'mean': [122.7, 116.7, 104.1], 'std': [68.5, 66.6, 70.3], **options}
+    ours, theirs = (make(**options)({'inputs': images}) for make in (VLMPreprocessor, ImgDataPreprocessor))
+    assert ours.keys() == theirs.keys()
+    assert ours['data_samples'] is None
+    assert torch.equal(ours['inputs'], theirs['inputs'])
+    assert torch.equal(images, before)
+
+
+def test_images_that_are_not_to_be_normalised_stay_as_they_are():
+    images = torch.randint(256, (2, 3, 8, 6), dtype=torch.uint8)
+    assert torch.equal(VLMPreprocessor()({'inputs': images})['inputs'], images.float())
 
 
 def test_data_samples_stay_where_they_are():
