@@ -16,6 +16,8 @@ _resident: Any = None
 class Resident:
     """An object that lives in a fresh process, which ends with the block that it is entered by.
 
+    A manager of `multiprocessing` would run its methods in threads, to which glibc gives memory of their own.
+
     Args:
         make: Makes it there; one that can be imported.
         args: Its arguments, which can be pickled.
@@ -50,6 +52,9 @@ def in_own_process(function: Callable[..., Any], *args: Any) -> Any:
     Args:
         function: One that can be imported.
         args: Its arguments, which can be pickled.
+
+    Raises:
+        RuntimeError: See `Resident.ask`.
     """
     with _one_process() as pool:
         return pool.submit(_run, function, *args).result()
