@@ -38,10 +38,11 @@ class ClassAPMetric(CocoMetric):
             ``.segm.json``.
         backend_args: How mmengine reads ``ann_file`` where it is no local path.
         collect_device: How results travel between processes, 'cpu' or 'gpu'.
+        collect_dir: Folder that all processes see, by which they travel on the CPU; a temporary one by default.
         prefix: Put before every key, with a slash.
 
     Raises:
-        ValueError: ``metric`` is neither, or ``ann_file`` cannot be evaluated.
+        ValueError: ``metric`` is neither, ``ann_file`` cannot be evaluated, or ``collect_dir`` is not for this device.
     """
 
     # Most detections of a class in an image that count.
@@ -57,6 +58,7 @@ class ClassAPMetric(CocoMetric):
         outfile_prefix: str | None = None,
         backend_args: dict | None = None,
         collect_device: str = 'cpu',
+        collect_dir: str | None = None,
         prefix: str | None = None,
     ) -> None:
         kinds = [metric] if isinstance(metric, str) else list(metric)
@@ -70,6 +72,9 @@ class ClassAPMetric(CocoMetric):
             collect_device=collect_device,
             prefix=prefix,
         )
+        if collect_dir is not None and collect_device != 'cpu':
+            raise ValueError("collect_dir is only for collect_device='cpu'")
+        self.collect_dir = collect_dir  # mmdet's metric does not take it
         self.ann_file = ann_file
         self.per_class = per_class
         self.out_json = out_json

@@ -57,6 +57,10 @@ class FViTRoIHead(StandardRoIHead):
         if texts is not None:
             self.bbox_head.fc_cls.set_texts(texts, background)
 
+    def loss(self, x: tuple[Tensor, ...], *args: Any) -> dict[str, Tensor]:
+        """See ``StandardRoIHead``; the detector's own loss in eval mode too, without the VLM's scores."""
+        return super().loss(tuple(x), *args)
+
     def predict_bbox(
         self,
         x: LevelsWithRegions,

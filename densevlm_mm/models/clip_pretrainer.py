@@ -14,6 +14,7 @@ from densevlm_mm.registry import MODELS
 from densevlm_mm.vlm import load_vlm
 from densevlm_mm.vlm.prompts import fill_template, get_templates
 from densevlm_mm.vlm.region_pooling import pad_regions, pool_boxes, pool_masks
+from densevlm_mm.vlm.text_embeddings import average_synonyms
 
 from .region_classifier import RegionModel
 
@@ -74,8 +75,10 @@ class CLIPPretrainer(RegionModel):
         labels, _ = pad_regions([r.labels for r in regions])
         things, _ = pad_regions([r.is_thing for r in regions])
         template = get_templates(self.eval_templates)[0]
-        prompts = [fill_template(template, name) for name in self.eval_vocabulary.names]
-        texts = self.vlm.logit_scale.exp() * self.vlm.encode_text(self.vlm.tokenize(prompts))
+        phrases, classes = self.eval_vocabulary.expanded()
+        prompts = [fill_template(template, phrase) for phrase in phrases]
+        texts = average_synonyms(self.vlm.encode_text(self.vlm.tokenize(prompts)), classes)
+        texts = self.vlm.logit_scale.exp() * texts
         boxed = F.normalize(pool_boxes(dense, boxes)[things], dim=-1) @ texts.T
         masked = pool_masks(dense, masks)[valid] @ texts.T
         return _mean_cross_entropy(boxed, labels[things]) + _mean_cross_entropy(masked, labels[valid])

@@ -7,6 +7,7 @@ import os
 import pickle
 import re
 import secrets
+import threading
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
@@ -38,11 +39,12 @@ _OTHER_MODELS = ('backbone.', 'neck.', 'rpn_head.', 'roi_head.', 'bbox_head.', '
 # An mmengine checkpoint also holds its log history. These globals are replaced by inert stand-ins while reading, so
 # that the file opens without mmengine and without running anything.
 _INERT_GLOBALS = (
-    'mmengine.logging.history_buffer.HistoryBuffer', 'builtins.getattr', 'numpy.core.multiarray._reconstruct',
-    'numpy._core.multiarray._reconstruct', 'numpy.core.multiarray.scalar', 'numpy._core.multiarray.scalar',
-    'numpy.ndarray', 'numpy.dtype', 'numpy.dtypes.Float64DType', 'numpy.dtypes.Float32DType',
-    'numpy.dtypes.Int64DType', 'collections.deque', '_codecs.encode',
+    'numpy.core.multiarray._reconstruct', 'numpy._core.multiarray._reconstruct', 'numpy.core.multiarray.scalar',
+    'numpy._core.multiarray.scalar', 'numpy.ndarray', 'numpy.dtype', 'numpy.dtypes.Float64DType',
+    'numpy.dtypes.Float32DType', 'numpy.dtypes.Int64DType', 'collections.deque', '_codecs.encode',
 )  # fmt: skip
+# PyTorch's list of what may be unpickled is one of the whole process.
+_safe_globals = threading.Lock()
 
 
 class CheckpointError(ValueError):
@@ -60,6 +62,21 @@ class _Inert:
 
     def __setstate__(self, state: object) -> None:
         pass
+
+
+class _InertBuffer(_Inert):
+    """Takes the place of mmengine's HistoryBuffer."""
+
+
+def _inert_statistic(owner: object, name: object) -> str:
+    """Takes the place of getattr, by which a buffer's statistics are pickled.
+
+    mmengine reads the file again with the real one, which would hand it every attribute of whatever it can name. A
+    name, unlike a stand-in, can be neither called nor written to.
+    """
+    if owner is not _InertBuffer or not isinstance(name, str) or name.startswith('_'):
+        raise pickle.UnpicklingError('GLOBAL builtins.getattr')
+    return name
 
 
 @dataclass(frozen=True)
@@ -286,8 +303,8 @@ def read_content(path: Path) -> object:
         kind = file_format(path)
         if kind == 'safetensors':
             return _read_safetensors(path)
-        if kind == 'TorchScript':
-            # OpenAI's own files. Opening one runs no Python; only its tensors are taken.
+        if kind == 'TorchScript':  # OpenAI's own files, of which only the tensors are taken
+            _check_script(path)
             return torch.jit.load(path, map_location='cpu').state_dict()
         return _load_tensors(path)
     except pickle.UnpicklingError as error:
@@ -308,16 +325,30 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     return {'state_dict': tensors, 'meta': json.loads(header[HEADER_KEY])} if HEADER_KEY in header else tensors
 
 
+def _check_script(path: Path) -> None:
+    """Refuse an archive that runs its script while it is opened, by which it could write files."""
+    with zipfile.ZipFile(path) as archive:
+        scripts = [member for member in archive.infolist() if member.filename.lower().endswith('.py')]
+        if any(b'__setstate__' in archive.read(member) for member in scripts):
+            raise pickle.UnpicklingError('GLOBAL __setstate__')
+
+
 def _load_tensors(path: Path) -> object:
     """`torch.load` that knows tensors and the stand-ins, and nothing that other packages declared safe."""
-    declared = torch.serialization.get_safe_globals()
-    torch.serialization.clear_safe_globals()
-    torch.serialization.add_safe_globals([(_Inert, name) for name in _INERT_GLOBALS])
-    try:
-        return torch.load(path, map_location='cpu', weights_only=True)
-    finally:
+    inert = [
+        (_InertBuffer, 'mmengine.logging.history_buffer.HistoryBuffer'),
+        (_inert_statistic, 'builtins.getattr'),
+        *((_Inert, name) for name in _INERT_GLOBALS),
+    ]
+    with _safe_globals:
+        declared = torch.serialization.get_safe_globals()
         torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals(declared)
+        torch.serialization.add_safe_globals(inert)
+        try:
+            return torch.load(path, map_location='cpu', weights_only=True)
+        finally:
+            torch.serialization.clear_safe_globals()
+            torch.serialization.add_safe_globals(declared)
 
 
 def _own_model(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -137,22 +137,21 @@ class VLM(nn.Module):
 
     @torch.no_grad()
     def classify_regions(
-        self, images: Tensor, regions: Sequence[Tensor], vocabulary: Any, templates: str | Sequence[str] = 'vild'
+        self, images: Tensor, boxes_or_masks: Sequence[Tensor], vocabulary: Any, templates: str | Sequence[str] = 'vild'
     ) -> Tensor:
         """Class probabilities of regions, for people: a softmax over the classes, in which SigLIP's bias cancels.
 
         Args:
             images: ``(B, 3, H, W)``, normalised.
-            regions: Per image boxes ``(N_i, 4)``, xyxy in 0..1, or masks ``(N_i, h, w)`` on the token grid.
+            boxes_or_masks: Per image boxes ``(N_i, 4)``, xyxy in 0..1, or masks ``(N_i, h, w)`` on the token grid.
             vocabulary: A `Vocabulary` or anything that `build_vocabulary` takes, such as a list of names.
             templates: Prompt templates.
 
         Returns:
             ``(sum N_i, K)``, rows summing to 1, sharpened by the model's logit scale.
         """
-        are_masks = regions[0].ndim == 3
-        features = self.encode_masks(images, regions) if are_masks else self.encode_boxes(images, regions)
-        names = build_vocabulary(vocabulary).names
-        texts = class_embeddings(self, names, templates, normalize=True)
+        encode = self.encode_masks if boxes_or_masks[0].ndim == 3 else self.encode_boxes
+        features = encode(images, boxes_or_masks)
+        texts = class_embeddings(self, build_vocabulary(vocabulary), templates, normalize=True)
         logits = F.normalize(features.float(), dim=-1) @ texts.T
         return (self.logit_scale.exp().float() * logits).softmax(-1)

@@ -90,6 +90,18 @@ def test_scores_are_those_of_the_formula(build, samples, clip):
     assert sample[0].gt_instances.bboxes.shape == (0, 4)
 
 
+def test_loss_in_eval_mode_is_the_detector_s_alone(build, samples):
+    detector, inputs = build().eval(), images()
+
+    def loss() -> torch.Tensor:
+        torch.manual_seed(0)
+        return detector.loss(inputs, samples([(0, [5.0, 5.0, 30.0, 30.0])]))['loss_cls']
+
+    cool = loss()
+    detector.roi_head.score_fusion.temperature = 75.0
+    assert torch.equal(loss(), cool)
+
+
 def test_images_that_are_not_square(build, samples):
     detector = build()
     (result,) = predicted(detector, images(size=(48, 80)), samples([], size=(48, 80)))

@@ -101,6 +101,14 @@ def test_base_and_novel_are_mmdetection_s(tmp_path, truth, kind):
     assert len({figures[name] for name in names} - {0, 1}) == 4
 
 
+def test_results_may_travel_by_a_folder(tmp_path, truth):
+    metric = build(tmp_path, truth, collect_dir=str(tmp_path / 'shared'))
+    assert metric.collect_dir == str(tmp_path / 'shared')
+    assert evaluate(metric, make_samples(truth)) == evaluate(build(tmp_path, truth), make_samples(truth))
+    with pytest.raises(ValueError, match="collect_dir is only for collect_device='cpu'"):
+        build(tmp_path, truth, collect_dir=str(tmp_path), collect_device='gpu')
+
+
 def test_all_classes_are_those_of_both_groups(tmp_path, truth):
     """Two base classes with ground truth, two novel ones; MMDetection has the same, rounded, under another name."""
     figures = evaluate(build(tmp_path, truth), make_samples(truth))

@@ -231,6 +231,19 @@ def test_text_may_be_normalised(build):
         assert (raw.norm(dim=-1) < 1 - 1e-4).all()
 
 
+def test_synonyms_stand_for_their_class(build, checkpoints, tmp_path):
+    vocabulary = {**VOCABULARY, 'synonyms': {'sky': ['sky', 'photo']}}
+    cache = {'folder': str(tmp_path)}
+    for options in ({}, {'teacher_cache': cache}, {'teacher_cache': cache}):
+        model = build(vocabulary=vocabulary, **options)
+        sky = model.vocabulary.names.index('sky')
+        for who, text in (('student', model.student_text), ('teacher', model.teacher_text)):
+            expected = class_embeddings(load_vlm(**checkpoints[who]), [*model.vocabulary.names, 'photo'], TEMPLATES)
+            expected, other = expected[:-1].clone(), expected[-1]
+            expected[sky] = (expected[sky] + other) / 2
+            torch.testing.assert_close(text, expected)
+
+
 @pytest.mark.parametrize(
     ('vocabulary', 'message'),
     [
@@ -264,6 +277,11 @@ def test_ready_text_embeddings_are_used_as_they_are(build, embedding_files):
     half = build(text_embeddings={'teacher': embedding_files['teacher']})
     assert torch.equal(half.teacher_text, model.teacher_text)
     assert torch.equal(half.student_text, build().student_text)
+    normalized = build(text_embeddings=embedding_files, normalize_text=True)
+    for who in ('student', 'teacher'):
+        torch.testing.assert_close(
+            getattr(normalized, f'{who}_text'), F.normalize(getattr(model, f'{who}_text'), dim=-1)
+        )
 
 
 def test_ready_text_embeddings_that_do_not_fit(build, embedding_files, tmp_path):

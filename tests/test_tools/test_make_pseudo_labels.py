@@ -80,6 +80,18 @@ def test_input_that_is_missing_or_no_json(tool, tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    'options', [['--random-boxes', '1'], ['--nouns', 'n.txt', '--vlm', 'a', '--image-folder', 'b']]
+)
+def test_source_is_not_overwritten(tool, tmp_path, monkeypatch, capsys, options):
+    (tmp_path / 'instances.json').write_text('{}')
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        tool.main(['instances.json', str(tmp_path / 'instances.json'), *options])
+    assert 'instances.json is the source itself' in capsys.readouterr().err
+    assert (tmp_path / 'instances.json').read_text() == '{}'
+
+
 def test_nouns_need_a_model(tool, instances, tmp_path, capsys):
     with pytest.raises(SystemExit):
         tool.main([str(instances), str(tmp_path / 'out.json'), '--nouns', 'nouns.txt'])

@@ -6,6 +6,7 @@ import random
 import sys
 import zipfile
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +75,35 @@ class OpenAIArchive(nn.Module):
 def test_torchscript_archive(tmp_path):
     torch.jit.script(OpenAIArchive()).save(str(tmp_path / 'weights.pt'))
     assert_same(read_state_dict(tmp_path / 'weights.pt'), STATE)
+
+
+class ArchiveThatWrites(nn.Module):
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self.path, self.written = path, torch.zeros(4, dtype=torch.uint8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+    @torch.jit.export
+    def __getstate__(self) -> tuple[str, bool]:
+        return self.path, self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[str, bool]) -> None:
+        self.path, self.training = state[0], state[1]
+        self.written = torch.from_file(self.path, True, 4, dtype=torch.uint8).fill_(1)
+
+
+@pytest.mark.filterwarnings('ignore:.*torch.jit:DeprecationWarning')
+def test_torchscript_archive_that_runs_its_script_is_refused(tmp_path):
+    traces, file = tmp_path / 'it ran', tmp_path / 'weights.pt'
+    torch.jit.script(ArchiveThatWrites(str(traces))).save(str(file))
+    with pytest.raises(CheckpointError, match='weights.pt is refused: reading it would run __setstate__'):
+        read_state_dict(file)
+    assert not traces.exists()
+    torch.jit.load(str(file))
+    assert traces.exists()
 
 
 @pytest.fixture(scope='module')
@@ -176,14 +206,30 @@ class Call:
 
 
 def test_getattr_leads_nowhere(tmp_path):
-    """It stands on the list of what may be named, but only to be ignored."""
+    """It stands on the list of what may be named, but only for the statistics of log buffers, and not to be called."""
+    buffer = pytest.importorskip('mmengine.logging').HistoryBuffer
     file = tmp_path / 'weights.pt'
-    torch.save({'state_dict': STATE, 'meta': Attribute('cat', 'upper')}, file)
+    torch.save({'state_dict': STATE, 'meta': Attribute(buffer, 'mean')}, file)
+    assert torch.load(file, weights_only=False)['meta'] is buffer.mean
     assert_same(read_state_dict(file), STATE)
-    torch.save({'state_dict': STATE, 'meta': Call(Attribute('a {}', 'format'), 'cat')}, file)
-    assert torch.load(file, weights_only=False)['meta'] == 'a cat'
-    with pytest.raises(CheckpointError, match='refused'):
-        read_state_dict(file)
+    for attack in (
+        Attribute('cat', 'upper'),
+        Attribute(getattr, '__self__'),  # the module builtins, of which everything could be had, and replaced
+        Attribute(buffer, '__init__'),
+        Call(Attribute('a {}', 'format'), 'cat'),
+        Call(Attribute(buffer, 'register_statistics'), print),
+    ):
+        torch.save({'state_dict': STATE, 'meta': attack}, file)
+        with pytest.raises(CheckpointError, match='refused'):
+            read_state_dict(file)
+
+
+def test_reading_in_threads_leaves_what_others_declare_safe(runner_checkpoint):
+    before = torch.serialization.get_safe_globals()
+    with ThreadPoolExecutor(4) as pool:
+        for state in pool.map(read_state_dict, [runner_checkpoint] * 40):
+            assert_same(state, STATE)
+    assert set(torch.serialization.get_safe_globals()) == set(before)
 
 
 @pytest.mark.parametrize('suffix', ['.pt', '.pth', '.safetensors'])

@@ -212,6 +212,17 @@ def test_regions_are_classified_by_cosine_and_logit_scale(word_vlm, kind):
     assert torch.equal(again, probabilities)
 
 
+def test_regions_are_classified_by_the_synonyms_of_a_vocabulary(word_vlm):
+    images, regions = torch.randn(1, 3, 16, 24), boxes(3)
+    vocabulary = build_vocabulary({'things': ['cat'], 'stuff': ['sky'], 'synonyms': {'sky': ['tree', 'apple']}})
+    probabilities = word_vlm.classify_regions(images, regions, vocabulary, ['the {}'])
+    texts = class_embeddings(word_vlm, vocabulary, ['the {}'], normalize=True)
+    features = F.normalize(word_vlm.encode_boxes(images, regions), dim=1)
+    torch.testing.assert_close(probabilities, (features @ texts.T / 0.07).softmax(1).detach())
+    plain = word_vlm.classify_regions(images, regions, vocabulary.names, ['the {}'])
+    assert not torch.allclose(probabilities, plain)
+
+
 def test_models_without_a_tokenizer_say_so(vlm):
     with pytest.raises(RuntimeError, match=r"vocabulary is not CLIP's: set text_cfg.words or vlm.tokenizer"):
         vlm.classify_regions(torch.randn(1, 3, 48, 48), boxes(1), ['cat'])

@@ -50,6 +50,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.nouns and not (args.vlm and args.image_folder):
         parser.error('--nouns needs --vlm and --image-folder')
+    if args.out.resolve() == args.boxes.resolve():
+        parser.error(f'{args.out} is the source itself, of which labels would be lost: give another file')
     return args
 
 

@@ -75,22 +75,23 @@ class DenseVLM(RegionDistiller):
         self._teacher_config, self._pixels = teacher, self.pixels
         self.cache: TeacherCache | None = None
         teacher_vlm = self._prepare_teacher(teacher_cache, data_preprocessor)
-        names, device = self.vocabulary.names, teacher.get('device', get_device())
+        device = teacher.get('device', get_device())
 
         def embed(who: str, embed_dim: int, make: Callable[[], Tensor]) -> Tensor:
             if who in files:
-                return load_class_embeddings(files[who], names, embed_dim)
-            text = make().to(device)
+                text = load_class_embeddings(files[who], self.vocabulary.names, embed_dim)
+            else:
+                text = make().to(device)
             return F.normalize(text, dim=-1) if normalize_text else text
 
         def embed_by_teacher() -> Tensor:
-            return class_embeddings(teacher_vlm or self._load_teacher(), names, templates)
+            return class_embeddings(teacher_vlm or self._load_teacher(), self.vocabulary, templates)
 
         make = embed_by_teacher
         if self.cache is not None:
-            make = partial(self.cache.class_embeddings, names, templates, embed_by_teacher)
+            make = partial(self.cache.class_embeddings, self.vocabulary, templates, embed_by_teacher)
         self.register_buffer('teacher_text', embed('teacher', resolve_arch(teacher['arch'])['embed_dim'], make), False)
-        make = partial(class_embeddings, self.student.to(device), names, templates)
+        make = partial(class_embeddings, self.student.to(device), self.vocabulary, templates)
         self.register_buffer('student_text', embed('student', self.student.embed_dim, make), False)
         self.alignment_loss = MODELS.build({'num_things': self.vocabulary.num_things, **loss})
 

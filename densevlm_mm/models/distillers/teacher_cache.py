@@ -18,7 +18,7 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor
 
 from densevlm_mm.datasets.grids import grid_boxes, grid_choices, normalize_boxes
-from densevlm_mm.vlm import load_class_embeddings
+from densevlm_mm.vlm import Vocabulary, load_class_embeddings
 from densevlm_mm.vlm.architectures import resolve_arch
 from densevlm_mm.vlm.checkpoints import save_atomically
 from densevlm_mm.vlm.digest import sha256, state_digest
@@ -119,15 +119,17 @@ class TeacherCache:
         return padded.to(inputs.device, non_blocking=True).float(), 1 - missed / len(wanted)
 
     def class_embeddings(
-        self, names: Sequence[str], templates: str | Sequence[str], make: Callable[[], Tensor]
+        self, vocabulary: Vocabulary, templates: str | Sequence[str], make: Callable[[], Tensor]
     ) -> Tensor:
         """The teacher's embeddings ``(K, C)`` of classes: the stored ones, or those that `make` gives."""
-        prompts = [[fill_template(template, name) for template in get_templates(templates)] for name in names]
+        prompts: list[list[str]] = [[] for _ in vocabulary.names]
+        for phrase, index in zip(*vocabulary.expanded(), strict=True):
+            prompts[index] += [fill_template(template, phrase) for template in get_templates(templates)]
         path = self.folder / 'texts' / f'{_key([self.teacher, prompts])}.pt'
         with suppress(FileNotFoundError, ValueError):  # absent or damaged: they are made anew
-            return load_class_embeddings(path, names, self.width)
+            return load_class_embeddings(path, vocabulary.names, self.width)
         embeddings = make()
-        content = {'embeddings': embeddings.cpu(), 'names': list(names)}
+        content = {'embeddings': embeddings.cpu(), 'names': list(vocabulary.names)}
         self._keep(path, lambda file: torch.save(content, file))
         return embeddings
 
