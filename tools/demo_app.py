@@ -66,11 +66,12 @@ def build_page(args: argparse.Namespace) -> DemoPage:
 def titles(checkpoint: str, compare: str | None) -> dict[str, str]:
     """Files by title: as much of the end of their paths as tells them apart."""
     files = [file for file in (checkpoint, compare) if file]
-    parts = [Path(file).resolve().with_suffix('').parts for file in files]
-    for count in range(1, max(map(len, parts))):
-        names = ['/'.join(part[-count:]) for part in parts]
-        if len(set(names)) == len(files):
-            return dict(zip(names, files, strict=True))
+    paths = [Path(file).resolve() for file in files]
+    for shown in ([path.with_suffix('') for path in paths], paths):
+        for count in range(1, max(len(path.parts) for path in shown)):
+            names = ['/'.join(path.parts[-count:]) for path in shown]
+            if len(set(names)) == len(files):
+                return dict(zip(names, files, strict=True))
     raise ValueError(f'--compare names the same file: {compare}')
 
 

@@ -73,6 +73,7 @@ def sweep(runner: Runner, student: State, original: State, alphas: Sequence[floa
 def main() -> None:
     args = parse_args()
     cfg = load_config(args)
+    cfg.resume, cfg.load_from = False, None  # the runner would load those weights over the first blend
     check_config(cfg, train=False, files=[args.student, args.original])
     runner = Runner.from_cfg(cfg)
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model

@@ -36,6 +36,8 @@ def main() -> None:
     args = parse_args()
     keep_freed_memory()
     cfg = load_config(args)
+    # as the configs that a resumed run leaves in its work dir have them: the runner would load those weights last
+    cfg.resume, cfg.load_from = False, None
     check_config(cfg, train=False, files=[args.checkpoint])
     runner = Runner.from_cfg(cfg)
     load_weights(runner, args.checkpoint)

@@ -46,10 +46,10 @@ def main() -> None:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             raise SystemExit(f'{args.config} sets no auto_scale_lr.base_batch_size, which --auto-scale-lr needs')
         cfg.auto_scale_lr.enable = True
+    start_from(cfg)  # when resuming too: what is made of the first weights must be made of the same ones again
     checkpoint = find_latest_checkpoint(cfg.work_dir) if args.resume == 'auto' else args.resume
     if checkpoint is not None:
         cfg.resume, cfg.load_from = True, checkpoint
-    start_from(cfg)
     check_config(cfg)
     Runner.from_cfg(cfg).train()
 

@@ -13,7 +13,6 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.dist import barrier, get_rank, get_world_size
 from mmengine.registry import DefaultScope
-from mmengine.runner import load_checkpoint
 from mmseg.datasets.transforms import PackSegInputs
 from mmseg.models import BaseSegmentor
 from torch.utils.data import DataLoader, Subset
@@ -27,6 +26,9 @@ from densevlm_mm.vlm import Vocabulary
 from densevlm_mm.vlm.checkpoints import read_meta
 from densevlm_mm.vlm.digest import sha256
 from densevlm_mm.vlm.factory import locate_checkpoint
+from densevlm_mm.vlm.prompts import get_templates
+
+from .weights import leave_to_weights, load_model_weights
 
 SUITES = {
     'training-free-8': ('voc21', 'ctx60', 'coco_object', 'voc20', 'cityscapes', 'ctx59', 'ade150', 'coco_stuff'),
@@ -102,14 +104,14 @@ def training_free_candidate(
 
 
 def configured_candidate(config: Config, checkpoint: str, *, device: str = 'cpu') -> Candidate:
-    """A segmentor of a config, such as a `CATSeg`, with all its weights.
+    """A segmentor of a config, such as a `CATSeg`, with all its weights; it needs no file of its CLIP.
 
     Raises:
-        FileNotFoundError, CheckpointError: See `read_state_dict`.
-        RuntimeError: If keys are missing, unexpected or of another shape.
-        ValueError: If the checkpoint was trained in another dense mode.
+        FileNotFoundError, CheckpointError: See `load_weights`.
+        ValueError: If the checkpoint was trained in another dense mode than the config names.
     """
-    trained_in = read_meta(checkpoint).get('dense_mode')  # refuses code, which mmengine would run
+    config = leave_to_weights(config, checkpoint)
+    trained_in = read_meta(checkpoint).get('dense_mode')
     with DefaultScope.overwrite_default_scope(config.get('default_scope', 'mmseg')):
         model = MODELS.build(config.model)
     mode = model.vlm.dense_mode
@@ -118,7 +120,7 @@ def configured_candidate(config: Config, checkpoint: str, *, device: str = 'cpu'
             f'{checkpoint} was trained in dense mode {trained_in!r}, but the config says {mode!r}: '
             f'give --cfg-options model.vlm.dense_mode={trained_in}'
         )
-    load_checkpoint(model, checkpoint, map_location='cpu', strict=True)
+    load_model_weights(model, checkpoint)
     facts = {
         'model': type(model).__name__,
         'dense_mode': mode,
@@ -235,6 +237,7 @@ def describe_settings(candidate: Candidate, protocol: Protocol, dataset: OVSegDa
         'model': {key: value for key, value in candidate.facts.items() if key != 'checkpoint'},  # its digest tells
         'images': {'short_side': protocol.short_side, 'long_side': protocol.long_side},
         'settings': protocol.model_settings(),
+        'templates': _templates_of(candidate.model),
         'names': vocabulary.names,
         'phrases': [[phrase, index] for phrase, index in zip(phrases, classes, strict=True)],
         'background': vocabulary.background,
@@ -264,6 +267,13 @@ def _count_images(
         metric.process(batch, samples)
         yield dict(zip((_image_name(dataset, sample) for sample in samples), metric.results, strict=True))
         metric.results.clear()
+
+
+def _templates_of(model: BaseSegmentor) -> list[str] | None:
+    """Prompt templates word by word, since a file of them may be edited; None for models that have none."""
+    if isinstance(model, TrainingFreeSegmentor):
+        return list(get_templates(model.view.templates))
+    return list(model.templates) if hasattr(model, 'templates') else None
 
 
 def _image_name(dataset: OVSegDataset, entry: Mapping[str, Any]) -> str:

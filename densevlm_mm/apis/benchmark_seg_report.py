@@ -98,6 +98,6 @@ def _figures(entry: Mapping[str, Any]) -> list[float | None]:
     return [entry.get('metrics', {}).get(name) for name in FIGURES]
 
 
-def _mean(metrics: Sequence[Mapping[str, float]], name: str) -> float:
+def _mean(metrics: Sequence[Mapping[str, float]], name: str) -> float | None:
     values = [of_one[name] for of_one in metrics if name in of_one]
-    return sum(values) / len(values)
+    return sum(values) / len(values) if values else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,13 @@ from torch import Tensor, nn
 
 from densevlm_mm.compat import require, require_mmcv_ops
 from densevlm_mm.visualization import draw_detections, draw_segmentation
-from densevlm_mm.vlm import Vocabulary, build_vocabulary, read_meta
+from densevlm_mm.vlm import Vocabulary, build_vocabulary
 from densevlm_mm.vlm.checkpoints import read_checkpoint
 from densevlm_mm.vlm.prompts import get_templates
 
 from .clip_tasks import Grid, boxes_as_dict, chosen_vocabulary
 from .model_sources import ClipSource, ConfigSource
-from .weights import load_model_weights
+from .weights import leave_to_weights, load_model_weights
 
 # As configs/training_free: windows of 336 px in images whose shorter side has 448.
 _SHORT_SIDE, _WINDOW, _STRIDE = 448, 336, 112
@@ -44,17 +45,16 @@ class ConfiguredTask(ABC):
     scope: str
 
     def __init__(self, source: ConfigSource, vocabulary: Any, *, device: str) -> None:
-        config = source.config.copy()
+        weights = source.weights
+        config = deepcopy(source.config) if weights is None else leave_to_weights(source.config, weights)
         # mmengine's own scope knows none of the transforms that are added for arrays
         if config.get('default_scope') in (None, 'mmengine'):
             config.default_scope = self.scope
         self.scope_name = config.default_scope
-        if source.weights is not None and 'vlm' in config.model:
-            _leave_to_weights(config.model.vlm, source.weights)
         with DefaultScope.overwrite_default_scope(self.scope_name):
             self.model = self._build(config)
-        if source.weights is not None:
-            load_model_weights(self.model, source.weights)
+        if weights is not None:
+            load_model_weights(self.model, weights)
         self.model.to(device).eval()
         own = getattr(self.model, 'vocabulary', None)
         self.vocabulary: Vocabulary | None = own or _classes_of(source)
@@ -219,12 +219,6 @@ def encode_mask(mask: np.ndarray) -> dict[str, Any]:
     """COCO's run-length encoding of a mask ``(H, W)``: ``size`` and ``counts``, plain text."""
     encoded = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
     return {'size': [int(side) for side in encoded['size']], 'counts': encoded['counts'].decode('ascii')}
-
-
-def _leave_to_weights(vlm: dict[str, Any], weights: str) -> None:
-    """Do without the file of a CLIP whose weights are in that of the whole model, as is its dense mode."""
-    vlm['checkpoint'] = None
-    vlm['dense_mode'] = vlm.get('dense_mode') or read_meta(weights).get('dense_mode')
 
 
 def _classes_of(source: ConfigSource) -> Vocabulary | None:

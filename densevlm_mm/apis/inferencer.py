@@ -66,7 +66,8 @@ class Inferencer:
     Raises:
         FileNotFoundError: A file is missing.
         CheckpointError: A file is damaged, holds code or does not fit.
-        ValueError: For an unknown task, a model of another one, no class names, or options that do not belong together.
+        ValueError: For an unknown task, a model of another one, no class names, no weights, or options that do not
+            belong together.
     """
 
     def __init__(
@@ -91,6 +92,8 @@ class Inferencer:
         look = {'templates': templates, 'size': size}
         if _is_whole_model(config, task):
             _refuse(arch=arch, dense_mode=dense_mode, **look)
+            if weights is None:
+                _refuse_random_weights(config)
             source = ConfigSource(config=config, weights=None if weights is None else str(weights))
         elif task == 'detect':
             raise ValueError(
@@ -282,6 +285,17 @@ def _refuse(**options: Any) -> None:
     given = [name for name, value in options.items() if value is not None]
     if given:
         raise ValueError(f'{", ".join(given)}: set in the config of a detector or segmentor, not here')
+
+
+def _refuse_random_weights(config: Config) -> None:
+    """Refuse a detector or segmentor without weights, unless all of them are those of a CLIP that it names."""
+    model = config.get('model') or {}
+    kind = MODELS.get(model['type']) if model else None
+    # what takes the file of a CLIP for its own has no other weights
+    if hasattr(kind, 'load_weights') and (model.get('vlm') or {}).get('checkpoint'):
+        return
+    name = str(model.get('type', 'the model')).rpartition('.')[2]
+    raise ValueError(f'{name} of this config would have random weights, which say nothing: give weights=CHECKPOINT')
 
 
 def _save(folder: Path, found: _Found, picture: np.ndarray | None, *, save_prediction: bool) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 from mmengine.config import Config
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner, load_checkpoint
@@ -9,7 +11,7 @@ from torch import nn
 
 from densevlm_mm.models import VLMModel
 from densevlm_mm.registry import MODELS
-from densevlm_mm.vlm import read_state_dict
+from densevlm_mm.vlm import CheckpointError, read_meta
 
 
 def load_weights(runner: Runner, checkpoint: str) -> None:
@@ -20,7 +22,7 @@ def load_weights(runner: Runner, checkpoint: str) -> None:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError, RuntimeError: If keys are missing, unexpected or of another shape, or the file holds code.
+        CheckpointError: If keys are missing, unexpected or of another shape, or the file holds code.
     """
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     load_model_weights(model, checkpoint)
@@ -32,9 +34,31 @@ def load_model_weights(model: nn.Module, checkpoint: str) -> None:
     if hasattr(model, 'load_weights'):
         model.load_weights(checkpoint)
         return
-    read_state_dict(checkpoint)  # refuses code, which mmengine would run
-    # not by the runner, whose hooks expect a run: EMAHook has no average yet, and takes these weights when it has
-    load_checkpoint(model, checkpoint, map_location='cpu', strict=True)
+    meta = read_meta(checkpoint)  # refuses code, which mmengine would run
+    try:
+        # not by the runner, whose hooks expect a run: EMAHook has no average yet, and takes these weights when it has
+        load_checkpoint(model, checkpoint, map_location='cpu', strict=True)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f'{checkpoint} does not fit this {type(model).__name__}. {str(error).strip()}\n'
+            'Give the config that it was trained with; tools/misc/describe_checkpoint.py tells what the file holds.'
+        ) from error
+    if hasattr(model, 'adopt_normalization'):
+        model.adopt_normalization(meta)
+
+
+def leave_to_weights(config: Config, weights: str) -> Config:
+    """A copy of a config whose CLIP does without a file of its own, since its weights are in that of the whole model.
+
+    The CLIP has the dense mode that the file names, unless the config names one. Configs without a CLIP stay as they
+    are.
+    """
+    config = deepcopy(config)
+    if 'vlm' in config.model:
+        vlm = config.model.vlm
+        vlm.checkpoint = None
+        vlm.dense_mode = vlm.get('dense_mode') or read_meta(weights).get('dense_mode')
+    return config
 
 
 def start_from(cfg: Config) -> None:

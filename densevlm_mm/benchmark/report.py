@@ -80,8 +80,8 @@ def _memory(memory: Mapping[str, Mapping[str, int | None]]) -> str:
 
 def _flops(flops: Mapping[str, Any]) -> str:
     parts = ', '.join(f'{name} {count / 1e9:.4g}' for name, count in flops['per_image'].items())
-    rate = flops['matmul_rate'] / 1e9
-    return f'GFLOP per image: {parts}\nrate of a large matrix product: {rate:.0f} GFLOP/s'
+    rates = ', '.join(f'{rate / 1e9:.0f} GFLOP/s in {dtype}' for dtype, rate in flops['matmul_rates'].items())
+    return f'GFLOP per image: {parts}\nrate of a large matrix product: {rates}'
 
 
 def _profile(costs: Sequence[Mapping[str, Any]]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from math import ceil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -113,7 +114,7 @@ def memory_of_step(options: StepOptions, name: str) -> dict[str, int | None]:
 
 def make_photos(options: StepOptions, folder: Path) -> PhotoFolder:
     """Photographs enough for a step."""
-    # all of them are in the teacher's cache after the first step
+    # few enough that all of them are in the teacher's cache after the warm-up
     largest = max(options.batch_sizes)
     count = largest if options.teacher_cache else max(_PHOTOS, largest)
     return PhotoFolder(folder, count, device=options.device)
@@ -161,7 +162,8 @@ def _measure_all(options: StepOptions, candidates: dict[str, Resident], progress
 def _measure(
     options: StepOptions, candidates: dict[str, Resident], batch_size: int, progress: Progress
 ) -> dict[str, Any]:
-    warmup = max(options.warmup, 1 if options.teacher_cache else 0)  # fills the cache
+    # fills the cache: a small batch may take others of the photographs in each step
+    warmup = max(options.warmup, ceil(max(options.batch_sizes) / batch_size) if options.teacher_cache else 0)
     steps = {name: partial(candidate.ask, 'run') for name, candidate in candidates.items()}
     runs = take_turns(steps, repeats=options.repeats, warmup=warmup, progress=progress)
     summary = summarize(runs, batch_size)
@@ -175,10 +177,17 @@ def _add_utilisation(options: StepOptions, measurements: list[dict[str, Any]]) -
     """Arithmetic per image; each measurement is told which share of what the device can do at best was reached."""
     archs = arch_named(options.student), arch_named(options.teacher)
     flops = step_flops(*archs, options.image_size, trainable_blocks(options.student))
-    rate = matmul_rate(options.device, resolve_dtype(options.dtype), options.matmul_size)
+    dtypes = {
+        name: options.dtype if name == PROJECT else options.baseline_dtype or options.dtype
+        for name in options.candidates
+    }
+    rates = {
+        dtype: matmul_rate(options.device, resolve_dtype(dtype), options.matmul_size)
+        for dtype in dict.fromkeys(dtypes.values())
+    }
     for measurement in measurements:
         for name, candidate in measurement['candidates'].items():
             cached = name == PROJECT and options.teacher_cache is not None
             done = flops[TOTAL] - (flops['teacher'] if cached else 0)
-            candidate['utilisation'] = candidate['images_per_second'] * done / rate
-    return {'per_image': flops, 'matmul_rate': rate}
+            candidate['utilisation'] = candidate['images_per_second'] * done / rates[dtypes[name]]
+    return {'per_image': flops, 'matmul_rates': rates}

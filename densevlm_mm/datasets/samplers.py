@@ -14,6 +14,9 @@ from torch.utils.data import Sampler
 
 from densevlm_mm.registry import DATA_SAMPLERS
 
+# What a data set overrides to take pairs; as torch and mmengine define them, none does.
+_ACCESS = ('__getitem__', 'prepare_data', 'get_data_info')
+
 
 @DATA_SAMPLERS.register_module()
 class EpochSampler(Sampler):
@@ -40,7 +43,8 @@ class EpochSampler(Sampler):
 
     Raises:
         ValueError: An argument is out of range, or too few items are left for every rank to get one.
-        TypeError: With ``window``, the data set is not in such files.
+        TypeError: With ``window``, the data set is not in such files; or it takes no pairs, as mmengine's wrappers
+            and plain ``BaseDataset``.
     """
 
     def __init__(
@@ -58,6 +62,7 @@ class EpochSampler(Sampler):
             raise ValueError(f'window must be positive and needs shuffle=True, got {window} and shuffle={shuffle}')
         if window is not None and not hasattr(dataset, 'group_sizes'):
             raise TypeError(f'window needs a data set in shards, as TarImageDataset, not {type(dataset).__name__}')
+        _check_takes_epochs(dataset)
         self.rank, self.world_size = get_dist_info()
         self.dataset = dataset
         self.seed = sync_random_seed() if seed is None else seed
@@ -101,6 +106,16 @@ class EpochSampler(Sampler):
             return torch.randperm(len(self.dataset), generator=generator)
         sizes = torch.as_tensor(self.dataset.group_sizes)
         return windowed_permutation(sizes, window=self.window, generator=generator)
+
+
+def _check_takes_epochs(dataset: Sized) -> None:
+    methods = [getattr(type(dataset), name) for name in _ACCESS if hasattr(type(dataset), name)]
+    packages = {getattr(method, '__module__', '').partition('.')[0] for method in methods}
+    if packages and packages <= {'torch', 'mmengine'}:
+        raise TypeError(
+            f'EpochSampler asks for pairs (epoch, index), which {type(dataset).__name__} cannot take: use a data set '
+            'of densevlm_mm, and in place of a wrapper a single one whose ann_file lists all images'
+        )
 
 
 def windowed_permutation(sizes: Tensor, *, window: int, generator: torch.Generator) -> Tensor:

@@ -23,7 +23,8 @@ class BadImageHook(Hook):
     resumed run goes on counting.
 
     Args:
-        interval: Iterations after which the processes tell each other what they saw; also before each checkpoint.
+        interval: Iterations after which the processes tell each other what they saw; also before each checkpoint
+            and at the end of each epoch.
         max_share: Share of bad images among all that were read, above which the run ends.
         min_images: Images to read before that share is looked at.
 
@@ -58,6 +59,14 @@ class BadImageHook(Hook):
         self._seen += _events(samples)
         if self._is_due(runner):
             self._gather(runner)
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Count what is left, for the checkpoint of the epoch.
+
+        Raises:
+            RuntimeError: See `after_train_iter`.
+        """
+        self._gather(runner)
 
     def _is_due(self, runner: Runner) -> bool:
         # sending waits for the device; but the counts of a checkpoint must be complete

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
@@ -26,7 +28,8 @@ class DecoupledLossHook(Hook):
         score_thr: Schedule of the retrieval threshold; None leaves the loss's own value.
         thing_weight: Schedule of the thing term's weight, or None.
         stuff_weight: Schedule of the stuff term's weight, or None.
-        patience: Stop with an error after so many iterations in a row that kept no region.
+        patience: Stop with an error when no process kept a region in so many iterations; looked at whenever so many
+            are over, for only then the processes tell each other.
 
     Raises:
         ValueError: For a schedule with missing or unknown keys, or one that runs backwards.
@@ -47,7 +50,7 @@ class DecoupledLossHook(Hook):
             if set(schedule) != _SCHEDULE_KEYS or schedule['begin'] > schedule['end']:
                 raise ValueError(f'{name} must be dict(begin=, end=, start=, stop=) with begin <= end, got {schedule}')
         self.patience = patience
-        self._empty_iterations = 0
+        self._kept = self._iterations = 0
 
     def before_train(self, runner: Runner) -> None:
         """Check that the loss takes both ends of every schedule, rather than find out at the end of a long ramp.
@@ -72,19 +75,28 @@ class DecoupledLossHook(Hook):
         """Log what the retrieval kept.
 
         Raises:
-            RuntimeError: If nothing passed the threshold for `patience` iterations.
+            RuntimeError: On every process alike, if nothing passed the threshold for `patience` iterations.
         """
         regions, kept, things = (float(outputs[key]) for key in ('num_regions', 'num_kept', 'num_thing'))
         hub = runner.message_hub
         hub.update_scalar('train/kept_share', kept / max(regions, 1))
         hub.update_scalar('train/thing_share', things / max(kept, 1))
         hub.update_scalar('train/score_thr', _alignment_loss(runner).score_thr)
-        self._empty_iterations = 0 if kept else self._empty_iterations + 1
-        if self._empty_iterations >= self.patience:
+        self._kept += kept
+        self._iterations += 1
+        if self._iterations >= self.patience:
+            self._check_kept(runner, float(outputs['confidence']))
+
+    def _check_kept(self, runner: Runner, confidence: float) -> None:
+        # one process may see only images without a confident region, and must not end the run of the others
+        kept = torch.tensor(float(self._kept))
+        all_reduce(kept)
+        self._kept = self._iterations = 0
+        if not kept:
             raise RuntimeError(
                 f'no region exceeded score_thr={_alignment_loss(runner).score_thr} in {self.patience} iterations '
-                f'(mean retrieval confidence {float(outputs["confidence"]):.3f}): lower model.loss.score_thr, or check '
-                "the teacher's checkpoint and logit_scale"
+                f"(mean retrieval confidence {confidence:.3f}): lower model.loss.score_thr, or check the teacher's "
+                'checkpoint and logit_scale'
             )
 
 

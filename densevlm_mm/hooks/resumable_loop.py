@@ -53,13 +53,15 @@ class _EpochStream:
                 f'{dataloader.batch_size}; use a smaller batch_size'
             )
         self.discarded = discarded
-        self.epoch, batches = divmod(done, len(dataloader))
-        self.batches = self._open(batches)
+        self.epoch, self.begin = divmod(done, len(dataloader))
+        self.batches: Iterator | None = None
 
     def __next__(self) -> Any:
         if self.discarded:
             self.discarded -= 1
             return None
+        if self.batches is None:  # not earlier: hooks set the sampler's epoch, and know of none but the first
+            self.batches = self._open(self.begin)
         try:
             return next(self.batches)
         except StopIteration:

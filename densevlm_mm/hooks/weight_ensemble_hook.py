@@ -41,6 +41,7 @@ class WeightEnsembleHook(Hook):
         self.alpha = alpha
         self.original: dict[str, Tensor] = {}
         self._raw: dict[str, Tensor] = {}
+        self._began = self._trains = self._came_resumed = False
 
     def before_run(self, runner: Runner) -> None:
         """Remember the weights that training starts from (those of the model's own checkpoint, also when resuming).
@@ -48,8 +49,29 @@ class WeightEnsembleHook(Hook):
         Raises:
             ValueError: If a trainable parameter is not in checkpoints under its own name.
         """
-        self.original = _snapshot(runner.model)
-        _check_names(runner.model, self.original)
+        # with resume=True, iterations and weights of the file come after this moment
+        self._came_resumed = runner.iter > 0 and not self._began
+        self._trains = False  # a run that failed in training did not say so
+        if not self.original:
+            self.original = _snapshot(runner.model)
+            _check_names(runner.model, self.original)
+
+    def before_train(self, runner: Runner) -> None:
+        """Blend from here on.
+
+        Raises:
+            RuntimeError: If the run was resumed before this hook saw the model's own weights.
+        """
+        if self._came_resumed:
+            raise RuntimeError(
+                'WeightEnsembleHook cannot go on from Runner.resume: the blend was loaded, and what it is a blend with '
+                "is lost; resume by resume=True, load_from='...' of the Runner or its config"
+            )
+        self._began = self._trains = True
+
+    def after_train(self, runner: Runner) -> None:
+        """Leave evaluations after training as they are."""
+        self._trains = False
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Put the blend into the checkpoint, and the raw weights beside it."""
@@ -73,12 +95,16 @@ class WeightEnsembleHook(Hook):
         checkpoint['state_dict'].update(checkpoint[_RAW])
 
     def before_val_epoch(self, runner: Runner) -> None:
-        """Evaluate the blend."""
+        """Evaluate the blend; outside training the model is what a file holds, which is one already."""
+        if not self._trains:
+            return
         self._raw = _snapshot(runner.model)
         _restore(runner.model, {name: self._blend(name, value) for name, value in self._raw.items()})
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Give training its own weights back, bit for bit."""
+        if not self._trains:
+            return
         _restore(runner.model, self._raw)
         self._raw = {}
 

@@ -122,6 +122,9 @@ def _swatch(corner: tuple[float, float], size: float) -> tuple[int, int, int, in
 
 def _fill(image: np.ndarray, box: tuple[int, int, int, int], colors: Sequence[Color]) -> None:
     left, top, right, bottom = box
+    right = min(right, image.shape[1])  # a narrow picture has no room for a swatch
+    if left >= right:
+        return
     edges = np.linspace(left, right, len(colors) + 1).round().astype(int)
     for color, start, end in zip(colors, edges[:-1], edges[1:], strict=True):
         image[top:bottom, start:end] = color

@@ -58,7 +58,7 @@ def locate_checkpoint(arch: str | Mapping[str, Any], checkpoint: str | Path) -> 
         FileNotFoundError: If it is neither a file nor a known tag.
         ValueError: If the tag's weights were trained with another activation than the arch has.
     """
-    if Path(checkpoint).exists():
+    if Path(checkpoint).is_file():
         return Path(checkpoint)
     name = str(checkpoint)
     if name.startswith(_HUB):
@@ -69,14 +69,15 @@ def locate_checkpoint(arch: str | Mapping[str, Any], checkpoint: str | Path) -> 
             raise ValueError(f"{arch}'s {name!r} has the other GELU: add or remove '-quickgelu' in the arch's name")
         return Path(download_pretrained(pretrained))
     tags = _tags(arch)
+    fault = 'is a folder' if Path(checkpoint).is_dir() else 'does not exist'
     hint = f', nor a pretrained tag of {arch}: {tags}' if tags else ''
-    raise FileNotFoundError(f'checkpoint {name} does not exist{hint}')
+    raise FileNotFoundError(f'checkpoint {name} {fault}{hint}')
 
 
 def pretrained_config(arch: str | Mapping[str, Any], checkpoint: str | Path) -> dict[str, Any]:
     """What open_clip knows of a pretrained tag, its images' ``mean`` and ``std`` among it; empty for anything else."""
     name = str(checkpoint)
-    if Path(checkpoint).exists() or name not in _tags(arch):
+    if Path(checkpoint).is_file() or name not in _tags(arch):
         return {}
     return get_pretrained_cfg(arch, name)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import lru_cache, wraps
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,13 +16,38 @@ from torch.utils.weak import WeakTensorKeyDictionary
 _RESIZED: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
+def _is_traced() -> bool:
+    """Whether tensors may be stand-ins for real ones, as under torch.export and `FakeTensorMode`."""
+    if torch.compiler.is_dynamo_compiling():
+        # `is_exporting()` is true in any compilation; torch 2.6 has not even the flag
+        return getattr(torch.compiler, '_is_exporting_flag', False)
+    # `detect_fake_mode` says the same, but takes 30 times as long, and this is asked in each block
+    fake_mode = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
+    return fake_mode is not None or torch.compiler.is_compiling()
+
+
+def _shared(make: Callable[..., Any]) -> Callable[..., Any]:
+    """Keep what a function of hashable arguments makes, unless a trace asks: its tensors are of no use after it."""
+    kept = lru_cache(maxsize=64)(make)
+
+    @wraps(make)
+    def get(*args: Any, **options: Any) -> Any:
+        return make(*args, **options) if _is_traced() else kept(*args, **options)
+
+    get.cache_clear, get.cache_info = kept.cache_clear, kept.cache_info
+    return get
+
+
 def resize_position_embedding(
     table: Tensor, grid: tuple[int, int], native: tuple[int, int], num_prefix: int = 1
 ) -> Tensor:
     """Resample a learnt position embedding to another grid; the class slot is kept.
 
     timm and open_clip anti-alias here by default. The EVA-CLIP line does not, and its bicubic kernel differs even when
-    up-sampling, so a dense feature would move by 0.25 %. A table that does not train is resampled once per grid.
+    up-sampling, so a dense feature would move by 0.25 %.
+
+    A table that does not train is resampled once per grid, and again when it was changed. A change of values through
+    ``table.data`` goes unnoticed, as it leaves the tensor's version alone; write to the table itself under ``no_grad``.
 
     Args:
         table: ``(1, num_prefix + h0 * w0, width)``, class slot first.
@@ -34,7 +60,7 @@ def resize_position_embedding(
     """
     if grid == native:
         return table
-    if table.requires_grad or table.is_inference():
+    if table.requires_grad or _is_traced() or table.is_inference():
         return _resample(table, grid, native, num_prefix)
     key = grid, native, num_prefix, table._version, table.data_ptr(), table.dtype
     found, resized = _RESIZED.get(table, (None, None))
@@ -51,12 +77,13 @@ def _resample(table: Tensor, grid: tuple[int, int], native: tuple[int, int], num
     )
 
 
-@lru_cache(maxsize=64)
+@_shared
 def rotary_table(grid: tuple[int, int], head_dim: int, span: int, device: torch.device) -> Tensor:
     """Axial rotary table of a grid, rows in the first half of each head and columns in the second.
 
     Positions are ``index / grid * span`` on either axis, so every grid covers the span of pre-training. Kept in fp32
-    whatever the tower's dtype is, and shared by all blocks and models that ask for the same table.
+    whatever the tower's dtype is, and shared by all blocks and models that ask for the same table (under torch.export
+    and with fake tensors made anew).
 
     Args:
         grid: Token ``(h, w)``.
@@ -89,7 +116,7 @@ class Rotations(NamedTuple):
     turns: Tensor
 
 
-@lru_cache(maxsize=64)
+@_shared
 def token_rotations(grid: tuple[int, int], head_dim: int, span: int, device: torch.device) -> Rotations:
     """`rotary_table` for a class token, which does not turn, and the patches of a grid; shared likewise."""
     with torch.inference_mode(False), torch.no_grad():

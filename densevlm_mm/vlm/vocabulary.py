@@ -29,6 +29,8 @@ class Vocabulary:
     ('car', 'sky', 'sand')
     >>> vocabulary.things_first().indices
     (1, 0, 2)
+    >>> vocabulary.things_first().select(['sand', 'sky']).indices
+    (2, 0)
 
     Args:
         names: Class names, used whole in the prompts.
@@ -40,7 +42,8 @@ class Vocabulary:
         split: Per class 'base', 'novel', or None for one that a benchmark leaves out. None: no class has a split.
         background: What the class named "background" is. None: a class like the others; 'threshold': wherever no other
             class is probable; or words that stand for it, any of which may win. Data for those who segment.
-        indices: Per class its position in the vocabulary that it was taken from; never compared. None: 0, 1, 2, ...
+        indices: Per class its position in the vocabulary that all were first taken from, through any number of steps;
+            never compared. None: 0, 1, 2, ...
 
     Raises:
         ValueError: If it is empty, the lengths differ, a name is blank or (unless allowed) occurs twice, a synonym
@@ -98,7 +101,7 @@ class Vocabulary:
         return self._take(sorted(range(len(self)), key=lambda i: not self.is_thing[i]))
 
     def base(self) -> Vocabulary:
-        """The base classes, in the same order; ``indices`` says where they stand here.
+        """The base classes, in the same order; ``indices`` as in the class.
 
         Raises:
             ValueError: If there are none.
@@ -106,7 +109,7 @@ class Vocabulary:
         return self._part('base')
 
     def novel(self) -> Vocabulary:
-        """The novel classes, in the same order; ``indices`` says where they stand here.
+        """The novel classes, in the same order; ``indices`` as in the class.
 
         Raises:
             ValueError: If there are none.

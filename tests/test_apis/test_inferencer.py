@@ -249,19 +249,60 @@ class TestConfigs:
         found = Inferencer('eval_student_miniworld', weights=student, device='cpu')(photo)
         assert len(found['predictions'][0]['labels']) == 16
 
-    def test_cat_seg_needs_no_file_but_its_own(self, checkpoint, tmp_path, photo, tiny_arch):
-        vlm = {'arch': tiny_arch(), 'checkpoint': str(checkpoint)}
+    @pytest.fixture
+    def cat_seg(self, tmp_path, tiny_arch) -> Config:
+        """A small CAT-Seg, whose weights are in catseg.pth; the file of its CLIP is gone."""
+        vlm = {'arch': tiny_arch(), 'checkpoint': None}
         model = {'type': 'densevlm_mm.CATSeg', 'vlm': vlm, 'vocabulary': NAMES, 'guidance_blocks': (0, 1)}
         model |= {'templates': TEMPLATES, 'clip_size': 32, 'squash_size': 48, 'window': 32, 'stride': 16}
         torch.save({'state_dict': MODELS.build(model).state_dict()}, tmp_path / 'catseg.pth')
         model['vlm'] = {**vlm, 'checkpoint': 'gone.pth'}
         pipeline = [{'type': 'LoadImageFromFile'}, {'type': 'densevlm_mm.LoadLabelMap'}, {'type': 'PackSegInputs'}]
-        config = Config({'default_scope': 'mmseg', 'model': model, 'test_pipeline': pipeline})
+        return Config({'default_scope': 'mmseg', 'model': model, 'test_pipeline': pipeline})
+
+    def test_cat_seg_needs_no_file_but_its_own(self, cat_seg, tmp_path, photo):
+        config = cat_seg
         inferencer = Inferencer(config, 'segment', ['moss', 'sky'], weights=tmp_path / 'catseg.pth', device='cpu')
         found = inferencer(photo)['predictions'][0]
         assert set(found['names']) <= {'moss', 'sky'} and sum(found['shares']) == pytest.approx(1)
         with pytest.raises(ValueError, match='size: set in the config'):
             Inferencer(config, 'segment', weights=tmp_path / 'catseg.pth', size=64)
+
+    def test_one_config_serves_files_of_several_dense_modes(self, cat_seg, tmp_path):
+        before, state = cat_seg.to_dict(), torch.load(tmp_path / 'catseg.pth', weights_only=True)['state_dict']
+        for mode in ('csa', 'value', 'qq'):
+            torch.save({'meta': {'vlm': {'dense_mode': mode}}, 'state_dict': state}, tmp_path / f'{mode}.pth')
+            inferencer = Inferencer(cat_seg, 'segment', weights=tmp_path / f'{mode}.pth', device='cpu')
+            assert inferencer.dense_mode == mode and cat_seg.to_dict() == before
+
+    def test_cat_seg_sees_images_as_it_was_trained(self, cat_seg, tmp_path):
+        state = torch.load(tmp_path / 'catseg.pth', weights_only=True)['state_dict']
+        meta = {'vlm': {'mean': [0.5] * 3, 'std': [0.25] * 3}}
+        torch.save({'meta': meta, 'state_dict': state}, tmp_path / 'half.pth')
+        model = Inferencer(cat_seg, 'segment', weights=tmp_path / 'half.pth', device='cpu')._task.model
+        assert model.data_preprocessor.mean.flatten().tolist() == [127.5] * 3
+        assert model.data_preprocessor.std.flatten().tolist() == [63.75] * 3
+
+    def test_weights_of_another_model_are_refused_in_a_sentence(self, cat_seg, checkpoint):
+        with pytest.raises(CheckpointError, match=r'clip\.pth does not fit this CATSeg(.|\n)*Give the config'):
+            Inferencer(cat_seg, 'segment', weights=checkpoint, device='cpu')
+
+    def test_segmentors_without_weights(self, cat_seg, checkpoint, tiny_arch, photo):
+        cat_seg.model.vlm.checkpoint = str(checkpoint)  # of the CLIP, and of nothing else
+        with pytest.raises(ValueError, match='CATSeg of this config would have random weights.*give weights='):
+            Inferencer(cat_seg, 'segment', device='cpu')
+        vlm = {'arch': tiny_arch(), 'checkpoint': None}
+        model = {'type': 'densevlm_mm.TrainingFreeSegmentor', 'vlm': vlm, 'vocabulary': NAMES, 'templates': TEMPLATES}
+        config = Config({**cat_seg, 'model': {**model, 'window': 32, 'stride': 16}})
+        with pytest.raises(ValueError, match='TrainingFreeSegmentor of this config would have random weights'):
+            Inferencer(config, 'segment', device='cpu')
+        config.model.vlm.checkpoint = str(checkpoint)
+        assert Inferencer(config, 'segment', device='cpu')(photo)['predictions'][0]['names']
+
+    def test_detectors_without_weights(self):
+        config = Config({'default_scope': 'mmdet', 'model': {'type': 'mmdet.FasterRCNN'}})
+        with pytest.raises(ValueError, match='FasterRCNN of this config would have random weights.*give weights='):
+            Inferencer(config, 'detect', device='cpu')
 
 
 class TestMiniWorld:

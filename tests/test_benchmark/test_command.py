@@ -88,7 +88,7 @@ def test_step(run, capsys, tmp_path):
     assert flops['per_image']['total'] == sum(flops['per_image'][k] for k in ('teacher', 'student', 'backward'))
     ours = document['measurements'][0]['candidates'][PROJECT]
     done = ours['images_per_second'] * flops['per_image']['total']
-    assert ours['utilisation'] == pytest.approx(done / flops['matmul_rate'])
+    assert ours['utilisation'] == pytest.approx(done / flops['matmul_rates']['float32'])
     for memory in document['memory'].values():
         assert 0 < memory['built'] <= memory['peak']
     assert document['profile'][0]['seconds'] > 0
@@ -104,7 +104,24 @@ def test_step_alone(run):
     check(document, [PROJECT])
     assert 'memory' not in document
     assert document['options']['dtype'] == 'bfloat16'
+    assert list(document['flops']['matmul_rates']) == ['bfloat16']
     assert 'load' in document['measurements'][0]['candidates'][PROJECT]['seconds']
+
+
+@pytest.mark.usefixtures('in_this_process')
+def test_share_is_that_of_a_candidate_s_own_dtype(run):
+    document = run('step', '--no-memory', '--dtype', 'bfloat16', '--baseline-dtype', 'float32', '--matmul-size', '64')
+    flops, candidates = document['flops'], document['measurements'][0]['candidates']
+    for name, dtype in ((PROJECT, 'bfloat16'), (BASELINE, 'float32')):
+        done = candidates[name]['images_per_second'] * flops['per_image']['total']
+        assert candidates[name]['utilisation'] == pytest.approx(done / flops['matmul_rates'][dtype])
+
+
+@pytest.mark.usefixtures('in_this_process')
+def test_warm_cache_knows_all_photographs_of_a_small_batch(run):
+    options = ('--baseline', 'none', '--no-memory', '--teacher-cache', 'warm', '--load', '--batch-size', '1', '3')
+    for measurement in run('step', *options)['measurements']:
+        assert measurement['logs'][PROJECT]['cached_share'] == 1
 
 
 @pytest.mark.usefixtures('in_this_process')
@@ -114,7 +131,7 @@ def test_utilisation_leaves_out_a_cached_teacher(run):
     assert measurement['logs'][PROJECT]['cached_share'] == 1
     flops, ours = document['flops'], measurement['candidates'][PROJECT]
     learns = flops['per_image']['student'] + flops['per_image']['backward']
-    assert ours['utilisation'] == pytest.approx(ours['images_per_second'] * learns / flops['matmul_rate'])
+    assert ours['utilisation'] == pytest.approx(ours['images_per_second'] * learns / flops['matmul_rates']['float32'])
 
 
 @pytest.mark.usefixtures('in_this_process')

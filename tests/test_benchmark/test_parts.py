@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from torch.autograd import DeviceType
 
 from densevlm_mm.benchmark.machine import describe_machine, matmul_rate, memory_in_use, peak_memory
 from densevlm_mm.benchmark.options import InferenceOptions, Options, StepOptions
-from densevlm_mm.benchmark.profiling import profile_to
+from densevlm_mm.benchmark.profiling import _largest, profile_to
 from densevlm_mm.benchmark.synthetic import (
     class_rows,
     ellipse_masks,
@@ -106,6 +108,22 @@ def test_memory_is_in_use_until_it_is_freed_and_its_peak_is_kept():
     assert with_ballast - before > 300_000_000
     assert memory_in_use('cpu') < with_ballast - 300_000_000
     assert peak_memory('cpu') > with_ballast - 10_000_000  # Linux keeps count of pages a little behind
+
+
+def test_kernels_of_a_gpu_count_once():
+    def event(key: str, seconds: int, kind: DeviceType, annotation: bool = False) -> SimpleNamespace:
+        return SimpleNamespace(
+            key=key, self_device_time_total=seconds, count=1, device_type=kind, is_user_annotation=annotation
+        )
+
+    averages = [
+        event('aten::mm', 300, DeviceType.CPU),
+        event('gemm', 300, DeviceType.CUDA),
+        event('add', 100, DeviceType.CUDA),
+        event('Optimizer.step', 400, DeviceType.CUDA, True),
+    ]
+    costs = _largest(averages, 'self_device_time_total')
+    assert [(cost['operator'], cost['share']) for cost in costs] == [('gemm', 0.75), ('add', 0.25)]
 
 
 def test_profile_names_the_largest_costs(tmp_path):

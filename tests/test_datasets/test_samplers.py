@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+from collections.abc import Sized
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from mmengine.dataset import BaseDataset, ClassBalancedDataset, ConcatDataset, RepeatDataset
 from mmengine.runner.loops import _InfiniteDataloaderIterator
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler, Subset
 
-from densevlm_mm.datasets import EpochSampler
+from densevlm_mm.datasets import EpochSampler, ImageDataset
 from densevlm_mm.registry import DATA_SAMPLERS
 
 
@@ -22,7 +25,7 @@ class Shards:
         return int(self.group_sizes.sum())
 
 
-def make(data: int | Shards, *, rank: int = 0, world: int = 1, **options) -> EpochSampler:
+def make(data: int | Sized, *, rank: int = 0, world: int = 1, **options) -> EpochSampler:
     """Sampler of one of several ranks, without the ranks; for a data set of that many items."""
     dataset = range(data) if isinstance(data, int) else data
     with pytest.MonkeyPatch.context() as patch:
@@ -101,6 +104,32 @@ def test_too_little_data_for_the_processes_is_an_error():
 def test_typo_is_an_error():
     with pytest.raises(TypeError, match='shufle'):
         make(10, shufle=False)
+
+
+PLAIN = {'data_root': '.', 'lazy_init': True, 'metainfo': {}}
+
+
+@pytest.mark.parametrize('wrap', [
+    lambda: ConcatDataset([ImageDataset(**PLAIN)], lazy_init=True),
+    lambda: RepeatDataset(ImageDataset(**PLAIN), 2, lazy_init=True),
+    lambda: ClassBalancedDataset(ImageDataset(**PLAIN), 0.5, lazy_init=True),
+    lambda: Subset(ImageDataset(**PLAIN), [0]),
+    lambda: BaseDataset(**PLAIN),
+])  # fmt: skip
+def test_data_sets_that_know_no_epochs_are_refused(wrap):
+    dataset = wrap()
+    name = type(dataset).__name__
+    with pytest.raises(TypeError, match=rf'pairs \(epoch, index\), which {name} cannot take: use a data set of'):
+        make(dataset)
+
+
+def test_a_wrapper_that_passes_pairs_on_is_taken():
+    class Both(torch.utils.data.ConcatDataset):
+        def __getitem__(self, item: tuple[int, int]) -> tuple[int, int]:
+            return item[0], super().__getitem__(item[1])
+
+    dataset = Both([range(3), range(3, 5)])
+    assert [dataset[item] for item in make(dataset, shuffle=False)] == [(0, index) for index in range(5)]
 
 
 group_sizes = st.lists(st.integers(0, 9), min_size=1, max_size=12)

@@ -2,12 +2,18 @@ from __future__ import annotations
 
 import itertools
 import logging
+from typing import ClassVar
 
 import pytest
 import torch
+from mmengine.dataset import pseudo_collate
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import MessageHub, MMLogger
+from mmengine.model import BaseModel
+from mmengine.runner import Runner as EngineRunner
 from mmengine.structures import BaseDataElement
+from torch import nn
+from torch.utils.data import DataLoader
 
 from densevlm_mm.hooks import BadImageHook
 from densevlm_mm.registry import HOOKS
@@ -132,3 +138,45 @@ def test_processes_speak_now_and_then_and_before_each_checkpoint(start):
         hook.after_train_iter(runner, runner.iter, batch(1))
         counted.append(hook.counts['used'])
     assert counted == [0, 0, 3, 4, 4, 6, 6, 8, 9, 10]
+
+
+class Model(BaseModel):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+
+    def forward(self, inputs, data_samples, mode: str) -> dict[str, torch.Tensor]:
+        return {'loss': self.weight * len(inputs)}
+
+
+class Converted(torch.utils.data.Dataset):
+    """Eight images, each of which counts as converted."""
+
+    metainfo: ClassVar[dict] = {}
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> dict:
+        sample = BaseDataElement(metainfo={'img_path': f'{index}.jpg', 'converted': ('greyscale',)})
+        return {'inputs': torch.zeros(1), 'data_samples': sample}
+
+
+def test_checkpoints_of_epochs_hold_the_counts(tmp_path):
+    hooks = {'logger': None, 'checkpoint': {'type': 'CheckpointHook', 'interval': 1}}
+    counts = HOOKS.build({'type': 'densevlm_mm.BadImageHook', 'interval': 3})
+    EngineRunner(
+        Model(),
+        work_dir=str(tmp_path),
+        train_dataloader=DataLoader(Converted(), batch_size=2, collate_fn=pseudo_collate),
+        train_cfg={'by_epoch': True, 'max_epochs': 2},
+        optim_wrapper={'optimizer': {'type': 'SGD', 'lr': 0.1}},
+        default_hooks=hooks,
+        custom_hooks=[counts],
+        experiment_name=next(names),
+        log_level='ERROR',
+    ).train()
+    for epoch in (1, 2):
+        hub = torch.load(tmp_path / f'epoch_{epoch}.pth', weights_only=False)['message_hub']
+        assert hub['runtime_info']['bad_images']['used'] == 8 * epoch
+        assert hub['runtime_info']['bad_images']['converted']['greyscale'][0] == 8 * epoch

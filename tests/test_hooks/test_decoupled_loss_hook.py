@@ -132,6 +132,23 @@ def test_patience_ends_when_nothing_is_kept(runner):
         step(hook, runner, 5, kept=0, things=0)
 
 
+def test_patience_is_that_of_all_processes(runner, monkeypatch):
+    """They speak at every third step, whatever each of them kept, and end together."""
+    theirs, spoken = iter([1, 0, 0]), []
+
+    def add(kept: torch.Tensor) -> None:
+        spoken.append(runner.iter)
+        kept += next(theirs)
+
+    monkeypatch.setattr('densevlm_mm.hooks.decoupled_loss_hook.all_reduce', add)
+    hook = DecoupledLossHook(patience=3)
+    for iteration, kept in enumerate([0, 0, 0, 1, 0, 0, 0, 0]):
+        step(hook, runner, iteration, kept=kept, things=0)
+    with pytest.raises(RuntimeError, match='no region exceeded'):
+        step(hook, runner, 8, kept=0, things=0)
+    assert spoken == [2, 5, 8]
+
+
 @pytest.mark.parametrize('schedule', [{**RAMP, 'begin': 30}, {'begin': 0, 'end': 1, 'start': 1}, {**RAMP, 'strat': 1}])
 def test_unusable_schedules(schedule):
     with pytest.raises(ValueError, match='thing_weight must be dict'):

@@ -93,6 +93,7 @@ def train(tmp_path, dataset) -> Callable[..., list]:
         resume: bool = False,
         loop: str = 'densevlm_mm.ResumableTrainLoop',
         sampler: object = None,
+        hooks: dict | None = None,
         **loader: object,
     ) -> list:
         model = Model()
@@ -113,6 +114,7 @@ def train(tmp_path, dataset) -> Callable[..., list]:
                 'checkpoint': {'type': 'CheckpointHook', 'by_epoch': False, 'interval': 3},
                 'logger': None,
                 'sampler_seed': None,
+                **(hooks or {}),
             },
             custom_hooks=[StopAfter(stop_after)] if stop_after else [],
             resume=resume,
@@ -173,6 +175,16 @@ def test_resumed_run_sees_the_same_batches(train, workers, drop_last, stop_after
     assert before == whole[:stop_after]
     assert after == whole[done:]
     assert len(whole) == 13
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+@pytest.mark.parametrize('stop_after', [5, 8])
+def test_a_hook_that_sets_the_epoch_does_not_move_a_resumed_run(train, workers, stop_after):
+    """mmengine's default one sets it to the loop's, which is always 0."""
+    options = {'hooks': {'sampler_seed': {'type': 'DistSamplerSeedHook'}}, 'num_workers': workers}
+    whole = train('whole')
+    assert train('parts', stop_after=stop_after, **options) == whole[:stop_after]
+    assert train('parts', resume=True, **options) == whole[stop_after // 3 * 3 :]
 
 
 @pytest.mark.parametrize('workers', [0, 2])

@@ -66,10 +66,12 @@ class Recorder(Hook):
 
 
 @pytest.fixture
-def train(tmp_path) -> Callable[..., Recorder]:
-    """Trains four iterations with a checkpoint each and an evaluation every other; returns what was seen."""
+def build(tmp_path) -> Callable[..., tuple[Runner, Recorder]]:
+    """Runner of four iterations with a checkpoint each and an evaluation every other, and what it will record."""
 
-    def run(alpha: float | None = 0.25, max_iters: int = 4, folder: str = 'run', **options: object) -> Recorder:
+    def make(
+        alpha: float | None = 0.25, max_iters: int = 4, folder: str = 'run', **options: object
+    ) -> tuple[Runner, Recorder]:
         recorder = Recorder()
         data = [{'inputs': torch.arange(3.0) + i} for i in range(12)]
         runner = Runner(
@@ -87,6 +89,17 @@ def train(tmp_path) -> Callable[..., Recorder]:
             log_level='ERROR',
             **options,
         )
+        return runner, recorder
+
+    return make
+
+
+@pytest.fixture
+def train(build) -> Callable[..., Recorder]:
+    """Trains such a runner; returns what was seen."""
+
+    def run(*args: object, **options: object) -> Recorder:
+        runner, recorder = build(*args, **options)
         runner.train()
         return recorder
 
@@ -155,6 +168,66 @@ def test_another_run_starts_from_the_blend(train, tmp_path):
     train()
     other = train(folder='other', load_from=str(tmp_path / 'run' / 'iter_4.pth'))
     assert_same(other.weights['before step', 0], saved(tmp_path, 4)['state_dict'])
+
+
+def test_evaluation_without_training_takes_the_weights_as_they_are(train, build, tmp_path):
+    train()
+    runner, recorder = build(load_from=str(tmp_path / 'run' / 'iter_4.pth'))
+    runner.val()
+    assert_same(recorder.weights['evaluated', 0], saved(tmp_path, 4)['state_dict'])
+
+
+def test_evaluation_before_training_changes_nothing(train, build, tmp_path):
+    train(folder='first')
+    options = {'load_from': str(tmp_path / 'first' / 'iter_4.pth')}
+    expected = train(**options).weights
+    runner, recorder = build(folder='other', **options)
+    runner.val()
+    runner.train()
+    for moment in (('evaluated', 4), ('after step', 3)):
+        assert_same(recorder.weights[moment], expected[moment])
+
+
+def test_evaluation_after_training_that_failed(build, monkeypatch):
+    runner, recorder = build()
+    monkeypatch.setattr(recorder, 'after_train_iter', lambda *args, **options: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        runner.train()
+    raw = {name: value.clone() for name, value in runner.model.state_dict().items()}
+    runner.val()
+    assert_same(recorder.weights['evaluated', 0], raw)
+
+
+@pytest.mark.parametrize('evaluated_before', [False, True])
+def test_resuming_a_built_runner_is_refused(train, build, tmp_path, evaluated_before):
+    """The blend would be taken for the raw weights, and blended again."""
+    train(folder='first')
+    runner, recorder = build()
+    if evaluated_before:
+        runner.val()
+    runner.resume(str(tmp_path / 'first' / 'iter_2.pth'))
+    with pytest.raises(RuntimeError, match='resume by resume=True, load_from='):
+        runner.train()
+    assert not any(moment == 'after step' for moment, _ in recorder.weights)
+
+
+def test_a_resumed_runner_can_be_evaluated(train, build, tmp_path):
+    train(folder='first')
+    runner, recorder = build()
+    runner.resume(str(tmp_path / 'first' / 'iter_2.pth'))
+    runner.val()
+    assert_same(recorder.weights['evaluated', 2], saved(tmp_path, 2, 'first')['state_dict'])
+
+
+def test_a_runner_goes_on_with_the_same_original(train, build):
+    whole = train(max_iters=4, folder='whole').weights
+    runner, recorder = build(max_iters=2)
+    runner.train()
+    runner.train_loop._max_iters = 4
+    runner.train_loop.dataloader_iterator = iter(runner.train_dataloader)
+    runner.train()
+    assert_same(recorder.weights['after step', 3], whole['after step', 3])
+    assert_same(recorder.weights['evaluated', 4], whole['evaluated', 4])
 
 
 def test_checkpoints_of_runs_without_the_hook_are_not_resumed(train, tmp_path):

@@ -248,6 +248,16 @@ def test_teacher_is_known_by_the_content_of_its_file(build, checkpoints, tmp_pat
     assert shares(build, teacher=moved) == 0
 
 
+@pytest.mark.parametrize('damage', [bytes(64), b'\xff' * 70])
+def test_damaged_digest_of_the_teacher_is_made_again(build, tmp_path, damage):
+    assert shares(build) == 0
+    (known,) = tmp_path.glob('cache/weights/*')
+    digest = known.read_bytes()
+    known.write_bytes(damage)
+    assert shares(build) == 1
+    assert known.read_bytes() == digest
+
+
 def test_random_teacher_is_known_by_its_weights(build, checkpoints):
     def share() -> float:
         return shares(build, teacher={'arch': checkpoints['teacher']['arch']})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
 
 from densevlm_mm.models.distillers.teachers import FrozenCropTeacher, FrozenDenseTeacher, compile_tower, statistics
@@ -39,6 +40,19 @@ def test_crop_teacher_normalises_bytes_its_own_way(tiny_arch):
     found = FrozenCropTeacher(tower)(crops)
     torch.testing.assert_close(found, tower.encode_image((crops / 255 - 0.5) / 0.5), rtol=1e-4, atol=1e-5)
     assert not found.requires_grad
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_half_precision_of_a_teacher_is_its_own(tiny_arch, dtype):
+    tower, other = load_vlm(tiny_arch()).visual.to(dtype), {torch.float16, torch.bfloat16} - {dtype}
+    seen, boxes = torch.rand(1, 3, 64, 64), torch.tensor([[[0.0, 0.0, 0.5, 1.0]]])
+    dense, crop = FrozenDenseTeacher(tower, 'value'), FrozenCropTeacher(tower)
+    crops = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
+    with torch.autocast('cpu', dtype=dtype):
+        expected = dense(seen, boxes), crop(crops)
+    with torch.autocast('cpu', dtype=other.pop()):
+        found = dense(seen, boxes), crop(crops)
+    assert all(map(torch.equal, found, expected))
 
 
 def test_a_frozen_tower_that_is_not_compiled_is_packed(tiny_arch):

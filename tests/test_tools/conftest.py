@@ -135,12 +135,15 @@ sys.modules.update({'mmcv._ext': None, 'mmdet': None, 'mmseg': None})
 
 
 @pytest.fixture(scope='session')
-def launch(miniworld, tmp_path_factory) -> Callable[..., None]:
-    """Runs a command with Python as `$PYTHON`, without compiled operators, MMDetection and MMSegmentation."""
+def launch(miniworld, tmp_path_factory) -> Callable[..., str]:
+    """Runs a command with Python as `$PYTHON`, without compiled operators, MMDetection and MMSegmentation.
+
+    Returns what it printed.
+    """
     site = tmp_path_factory.mktemp('site')
     (site / 'sitecustomize.py').write_text(SITE)
 
-    def run(*command: object) -> None:
+    def run(*command: object) -> str:
         with socket.socket() as probe:
             probe.bind(('127.0.0.1', 0))
             port = probe.getsockname()[1]
@@ -155,6 +158,7 @@ def launch(miniworld, tmp_path_factory) -> Callable[..., None]:
             list(map(str, command)), env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300
         )
         assert done.returncode == 0, done.stderr[-12000:]
+        return done.stdout
 
     return run
 

@@ -20,11 +20,12 @@ from mmseg.models import SegDataPreProcessor
 from PIL import Image
 
 from densevlm_mm.apis import benchmark_seg, load_weights
+from densevlm_mm.apis.benchmark_seg_report import as_csv, as_text
 from densevlm_mm.registry import MODELS
 from densevlm_mm.seg import TrainingFreeSegmentor
 from densevlm_mm.seg.image_counts import ImageCounts
 from densevlm_mm.seg.protocols import ProtocolError, read_protocol
-from densevlm_mm.vlm import build_vocabulary, load_vlm
+from densevlm_mm.vlm import CheckpointError, build_vocabulary, load_vlm
 from densevlm_mm.vlm.digest import sha256
 
 CATSEG = """
@@ -188,6 +189,17 @@ def test_figures_are_those_of_each_data_set(whole):
     assert any(entry['truth'] for entry in classes[256:])
 
 
+def test_data_of_which_nothing_counts(whole):
+    """Every pixel is ignored, as may happen in the first few images."""
+    _, document, _ = read(whole)
+    results = [{**entry, 'metrics': {}} for entry in document['results']]
+    text = as_text(document['run'], results)
+    assert text.splitlines()[-1].split() == ['mean', 'of', '3', *'-----']
+    assert as_csv(document['run'], results).splitlines()[-1].endswith(',,,,')
+    results[0]['metrics'] = {'mIoU': 50.0}
+    assert as_text(document['run'], results).splitlines()[-1].split() == ['mean', 'of', '3', '-', '50.00', *'---']
+
+
 @pytest.mark.parametrize('batch_size', [1, 2])
 def test_killed_run_goes_on_to_the_same_table(run, whole, tmp_path, monkeypatch, segmented, batch_size):
     added, add = [], ImageCounts.add
@@ -222,6 +234,30 @@ def test_other_settings_are_counted_anew(run, whole, tmp_path, segmented):
     text, document, _ = read(tmp_path)
     assert 'dense_mode: vanilla' in text
     assert document['results'][0]['metrics'] != read(whole)[1]['results'][0]['metrics']
+
+
+def test_edited_templates_are_counted_anew(run, protocols, tmp_path, segmented):
+    shutil.copytree(protocols, tmp_path / 'protocols')
+    words = tmp_path / 'templates.txt'
+    method = {**TINY, 'templates': str(words)}
+    (tmp_path / 'protocols' / 'methods' / 'file.yaml').write_text(yaml.safe_dump(method))
+    arguments = ('--benchmarks', 'voc20', '--method', 'file', '--protocols', tmp_path / 'protocols')
+    for text, images in (('a photo of a {}', IMAGES), ('sand and water on a {}', IMAGES), ('a photo of a {}', 0)):
+        words.write_text(text)
+        segmented.clear()
+        run(tmp_path / 'out', *arguments)
+        assert len(segmented) == images
+
+
+def test_templates_of_a_configured_model_are_settings(catseg, protocols, data_root, tmp_path):
+    config = Config.fromfile(catseg[0])
+    config.model.templates = str(tmp_path / 'templates.txt')
+    protocol = read_protocol(protocols, 'catseg', 'voc20')
+    dataset = benchmark_seg.build_dataset(protocol, data_root)
+    for text in ('a photo of a {}', 'sand and water on a {}'):
+        (tmp_path / 'templates.txt').write_text(text)
+        candidate = benchmark_seg.configured_candidate(config, str(catseg[1]))
+        assert benchmark_seg.describe_settings(candidate, protocol, dataset)['templates'] == [text]
 
 
 def test_limit_is_a_part_of_the_whole(run, whole, tmp_path, segmented):
@@ -349,9 +385,25 @@ def test_catseg_runs_in_the_dense_mode_that_it_was_trained_in(run, catseg, tmp_p
     torch.save({**content, 'meta': {'vlm': {'dense_mode': 'csa'}}}, trained)
     arguments = ('--benchmarks', 'voc20', '--limit', 1, '--config', config)
     with pytest.raises(ValueError, match="csa.pth was trained in dense mode 'csa', .* 'value': .*dense_mode=csa"):
-        run(tmp_path, *arguments, weights=trained)
-    run(tmp_path, *arguments, '--cfg-options', 'model.vlm.dense_mode=csa', weights=trained)
-    assert read(tmp_path)[1]['run']['dense_mode'] == 'csa'
+        run(tmp_path, *arguments, '--cfg-options', 'model.vlm.dense_mode=value', weights=trained)
+    for named in ([], ['--cfg-options', 'model.vlm.dense_mode=csa']):
+        run(tmp_path, *arguments, *named, weights=trained)
+        assert read(tmp_path)[1]['run']['dense_mode'] == 'csa'
+
+
+def test_catseg_needs_no_file_of_its_clip(catseg):
+    config = Config.fromfile(catseg[0])
+    config.model.vlm.checkpoint = 'gone.pth'
+    candidate = benchmark_seg.configured_candidate(config, str(catseg[1]))
+    assert candidate.facts['dense_mode'] == 'value' and config.model.vlm.checkpoint == 'gone.pth'
+
+
+def test_catseg_sees_images_as_it_was_trained(catseg, tmp_path):
+    content = torch.load(catseg[1], weights_only=True)
+    meta = {'vlm': {'mean': [0.5] * 3, 'std': [0.25] * 3}}
+    torch.save({**content, 'meta': meta}, tmp_path / 'half.pth')
+    model = benchmark_seg.configured_candidate(Config.fromfile(catseg[0]), str(tmp_path / 'half.pth')).model
+    assert model.data_preprocessor.mean.flatten().tolist() == [127.5] * 3
 
 
 def test_types_of_a_config_are_mmsegs(catseg, tmp_path):
@@ -363,7 +415,7 @@ def test_types_of_a_config_are_mmsegs(catseg, tmp_path):
 
 
 def test_catseg_is_loaded_strictly(run, catseg, checkpoint, tmp_path):
-    with pytest.raises(RuntimeError, match='aggregator'):
+    with pytest.raises(CheckpointError, match='clip.pth does not fit this CATSeg(.|\n)*aggregator'):
         run(tmp_path, '--benchmarks', 'voc20', '--config', catseg[0])
 
 

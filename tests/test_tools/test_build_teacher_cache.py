@@ -127,10 +127,11 @@ def test_interrupted_filling_goes_on(fill, monkeypatch, capsys):
 def test_several_processes_share_the_work(launch, fill, configs, options, tmp_path, capfd):
     pairs = [f'{key.replace("__", ".")}={value}' for key, value in options.items()]
     command = '"$PYTHON" -m torch.distributed.run --master-port "$PORT" --nproc-per-node 2 "$@"'
-    launch(
+    printed = launch(
         'bash', '-c', command, 'torchrun', TOOL, configs['train'], '--launcher', 'pytorch', '--cfg-options',
         'env_cfg.dist_cfg.backend=gloo', *pairs,
     )  # fmt: skip
+    assert f'done: {IMAGES} images, of which {IMAGES} were new' in printed
     assert len(list((tmp_path / 'cache').glob('*/*.features'))) == 2
     assert fill() == 0
     assert f'done: {IMAGES} images, of which 0 were new' in capfd.readouterr().out

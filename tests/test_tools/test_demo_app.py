@@ -188,6 +188,15 @@ def test_two_files_of_one_name_are_told_apart(call, served, clips, tmp_path):
     assert list(served[0][0].models['regions']) == [f'{folder}/before' for folder in folders]
 
 
+def test_two_files_of_one_stem_are_told_apart(tmp_path):
+    titles = load(TOOL).titles
+    files = [str(tmp_path / f'densevlm{suffix}') for suffix in ('.pt', '.pth')]
+    assert titles(*files) == {'densevlm.pt': files[0], 'densevlm.pth': files[1]}
+    assert titles(files[0], None) == {'densevlm': files[0]}
+    with pytest.raises(ValueError, match='names the same file'):
+        titles(files[0], f'{tmp_path}/../{tmp_path.name}/densevlm.pt')
+
+
 @pytest.mark.parametrize(('arguments', 'error'), [
     (['gone.pth'], 'error: .*gone.pth'),
     (['{before}', '--compare', 'gone.pth'], 'error: .*gone.pth'),

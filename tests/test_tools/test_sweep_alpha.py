@@ -27,9 +27,9 @@ def test_counters_of_batch_norms_are_not_blended():
 def sweep(tool, configs, tmp_path, capsys):
     """Figures by alpha, and the whole file."""
 
-    def run(student: Path, original: Path, *alphas: float) -> tuple[dict[float, dict], dict]:
-        arguments = ('--alphas', *alphas) if alphas else ()
-        tool('sweep_alpha', configs['evaluate'], student, original, '--work-dir', tmp_path / 'run', *arguments)
+    def run(student: Path, original: Path, *alphas: float, **options: object) -> tuple[dict[float, dict], dict]:
+        arguments = ('--work-dir', tmp_path / 'run', *(('--alphas', *alphas) if alphas else ()))
+        tool('sweep_alpha', configs['evaluate'], student, original, *arguments, **options)
         content = json.loads((tmp_path / 'run' / 'alpha_sweep.json').read_text())
         return {entry['alpha']: entry['metrics'] for entry in content['sweep']}, content
 
@@ -49,7 +49,7 @@ def figures(tool, configs, tmp_path):
 def test_ends_and_the_blend_that_was_saved(sweep, figures, trained, checkpoints, capsys):
     """The run saved its blend of 0.75 and the raw weights beside it: these are what is swept."""
     saved = trained / 'iter_10.pth'
-    found, content = sweep(saved, checkpoints['student'], 0, 0.75, 1)
+    found, content = sweep(saved, checkpoints['student'], 0, 0.75, 1, load_from=saved)
     assert content['raw'] is True
     assert found[0] == pytest.approx(figures(checkpoints['student']))
     assert found[0.75] == pytest.approx(figures(saved), abs=1e-3)

@@ -76,6 +76,12 @@ def test_training_configs_evaluate_too(figures, trained, checkpoints):
     assert figures(trained / 'iter_4.pth', config='train') == figures(trained / 'iter_4.pth')
 
 
+@pytest.mark.parametrize('resume', [False, True])
+def test_weights_that_a_config_names_do_not_take_the_place_of_the_checkpoint(figures, trained, checkpoints, resume):
+    options = {'load_from': trained / 'iter_10.pth', 'resume': resume}
+    assert figures(checkpoints['student'], **options) == figures(checkpoints['student'])
+
+
 def test_raw_predictions_are_dumped_when_asked(figures, trained, tmp_path):
     figures(trained / 'iter_10.pth', '--out', tmp_path / 'raw.pkl')
     raw = load_file(tmp_path / 'raw.pkl')

@@ -105,6 +105,17 @@ def test_resuming_goes_before_load_from(tool, configs, trained, tmp_path):
     assert differing(started, plain)
 
 
+def test_resuming_keeps_what_is_made_of_the_weights_of_load_from(tool, configs, trained, tmp_path):
+    """Such as the original of a blend, or the frozen teacher of a self-distillation."""
+    options = {'load_from': trained / 'iter_8.pth', 'train_cfg__max_iters': 4, 'train_cfg__val_interval': 9}
+    options['default_hooks__checkpoint__interval'] = 2
+    tool('train', configs['train'], '--work-dir', tmp_path / 'whole', **options)
+    tool('train', configs['train'], '--work-dir', tmp_path / 'on', '--resume', tmp_path / 'whole/iter_2.pth', **options)
+    whole, resumed = load(tmp_path / 'whole', 4), load(tmp_path / 'on', 4)
+    for part in ('state_dict', 'raw_trainable'):
+        assert differing(resumed[part], whole[part]) == []
+
+
 def test_learning_rate_follows_the_batch_size_when_asked(tool, configs, tmp_path):
     options = {'train_cfg__max_iters': 1, 'auto_scale_lr__base_batch_size': 16}
     tool('train', configs['train'], '--work-dir', tmp_path, '--auto-scale-lr', **options)

@@ -189,6 +189,16 @@ def test_sizes_of_pictures():
     assert legend.legend_beside([], 14).shape[1] == 0
 
 
+def test_swatches_in_pictures_without_room_for_them():
+    entry = legend.Entry('car', ((1, 2, 3), (4, 5, 6)))
+    for width in (1, 5, 12, 25):
+        strip = legend.legend_below([entry], width, 14)
+        assert strip.shape[1] == width
+    assert count(strip, np.array([1, 2, 3])) > 50
+    picture = draw_regions(np.zeros((640, 25, 3), np.uint8), [[0, 0, 25, 640]], [0], [0.9], ['car'], score_thr=0.3)
+    assert picture.shape[1] == 25
+
+
 def test_similarity_panels_share_one_scale(image):
     ramp = np.linspace(0, 1, 80 * 60).reshape(60, 80)
     low, high, whole = np.full((60, 80), 0.0), np.full((60, 80), 1.0), ramp

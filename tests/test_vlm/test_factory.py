@@ -98,6 +98,19 @@ def test_a_file_goes_before_a_tag_of_that_name(tmp_path, monkeypatch):
     assert locate_checkpoint('ViT-B-32-quickgelu', 'openai').samefile(tmp_path / 'openai')
 
 
+def test_a_folder_does_not_hide_the_tag_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'laion2b_s32b_b82k').mkdir()
+    monkeypatch.setattr(factory, 'download_pretrained', lambda cfg: str(tmp_path / 'fetched'))
+    assert locate_checkpoint('ViT-L-14', 'laion2b_s32b_b82k') == tmp_path / 'fetched'
+    assert pretrained_config('ViT-L-14', 'laion2b_s32b_b82k')['mean'] == (0.5, 0.5, 0.5)
+
+
+def test_a_folder_is_no_checkpoint(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r'checkpoint .* is a folder, nor a pretrained tag of ViT-B-32'):
+        locate_checkpoint('ViT-B-32', tmp_path)
+
+
 def test_tags_and_hub_names_go_to_open_clip(monkeypatch, tmp_path):
     asked = []
     monkeypatch.setattr(factory, 'download_pretrained', lambda cfg: asked.append(cfg['hf_hub']) or str(tmp_path / 'a'))

@@ -5,8 +5,10 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
+from torch._subclasses import FakeTensorMode
 
-from densevlm_mm.vlm import load_vlm
+from densevlm_mm.vlm import VLM, load_vlm, positions
 from densevlm_mm.vlm.positions import resize_position_embedding, rotary_table, token_rotations
 
 CPU = torch.device('cpu')
@@ -122,3 +124,56 @@ def test_a_table_made_under_inference_mode_serves_training(word_arch):
     features.sum().backward()
     assert vlm.visual.blocks[0].attn.q_proj.weight.grad.abs().sum() > 0
     assert token_rotations.cache_info().currsize == 1
+
+
+def forget_tables() -> None:
+    rotary_table.cache_clear()
+    token_rotations.cache_clear()
+    positions._RESIZED.clear()
+
+
+class DenseFeatures(nn.Module):
+    """What is exported."""
+
+    def __init__(self, vlm: VLM) -> None:
+        super().__init__()
+        self.vlm = vlm
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.vlm.encode_dense(images)
+
+
+@pytest.mark.parametrize(('frozen', 'strict'), [(False, False), (True, False), (True, True)])
+def test_a_tower_can_be_exported(tiny_vlm, family, frozen, strict):
+    module = DenseFeatures(tiny_vlm(family).requires_grad_(not frozen))
+    images = torch.randn(1, 3, 80, 48)
+    forget_tables()
+    exported = torch.export.export(module, (images,), strict=strict).module()
+    expected = module(images)
+    assert type(expected) is torch.Tensor
+    torch.testing.assert_close(exported(images), expected)
+
+
+def test_fake_tensors_are_not_kept_for_real_ones(tiny_vlm, family):
+    vlm, images = tiny_vlm(family).requires_grad_(False), torch.randn(1, 3, 80, 48)
+    expected = vlm.encode_dense(images)
+    for was_made_before in (False, True):
+        if not was_made_before:
+            forget_tables()
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            assert vlm.encode_dense(mode.from_tensor(images)).shape == expected.shape
+        assert torch.equal(vlm.encode_dense(images), expected)
+
+
+def test_a_compiled_program_takes_the_table_that_was_made_outside(monkeypatch):
+    table = nn.Parameter(torch.randn(1, 10, 4), requires_grad=False)
+    expected = resize_position_embedding(table, (5, 2), (3, 3))
+    monkeypatch.setattr(positions, '_resample', lambda *args: pytest.fail('resampled'))
+    compiled = torch.compile(lambda: resize_position_embedding(table, (5, 2), (3, 3)) + 1, backend='eager')
+    assert torch.equal(compiled(), expected + 1)
+
+
+@pytest.mark.parametrize('make', [rotary_table, token_rotations])
+def test_tables_break_no_graph(make):
+    compiled = torch.compile(lambda x: x * make((3, 5), 16, 4, CPU)[0], backend='eager', fullgraph=True)
+    torch.testing.assert_close(compiled(torch.ones(())), make((3, 5), 16, 4, CPU)[0])

@@ -12,9 +12,10 @@ from __future__ import annotations
 import argparse
 import sys
 
+import torch
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.dist import init_dist, is_main_process
+from mmengine.dist import all_reduce, init_dist, is_main_process
 from mmengine.optim import build_optim_wrapper
 
 from densevlm_mm.apis import add_common_arguments, check_config, close_process_group, load_config
@@ -54,8 +55,10 @@ def fill(cfg: Config, model: DenseVLM) -> None:
             print(f'{size.stored:,} are stored, of this or other data sets; {free:.1f} GB are free')
         if size.missing_bytes > size.free_bytes:
             raise ValueError(f'{size.folder}: the disk is too small; make room or choose another folder')
-        images, made = fill_teacher_cache(model, loader, show_progress)
+        counts = torch.tensor(fill_teacher_cache(model, loader, show_progress))
+    all_reduce(counts)
     if is_main_process():
+        images, made = counts.tolist()
         print(f'done: {images:,} images, of which {made:,} were new')
 
 

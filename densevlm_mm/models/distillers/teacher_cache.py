@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -207,7 +208,7 @@ class TeacherCache:
         path = locate_checkpoint(teacher['arch'], teacher['checkpoint'])
         stat = os.stat(path)
         known = self.folder / 'weights' / _key([os.path.realpath(path), stat.st_size, stat.st_mtime_ns])
-        if known.is_file() and len(digest := known.read_text()) == 64:
+        if known.is_file() and re.fullmatch('[0-9a-f]{64}', digest := known.read_bytes().decode(errors='replace')):
             return digest
         digest = sha256(path)
         self._keep(known, lambda file: file.write(digest.encode()))

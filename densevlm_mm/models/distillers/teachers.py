@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -36,7 +37,8 @@ class FrozenDenseTeacher(nn.Module):
     @torch.no_grad()
     def forward(self, inputs: Tensor, boxes: Tensor) -> Tensor:
         """Box features ``(B, N, C)``, fp32, of images (B, 3, H, W) and boxes (B, N, 4) in 0..1."""
-        dense = self.tower.encode_dense(self.renormalize(inputs), self.dense_mode)
+        with own_precision(self.tower, inputs.device):
+            dense = self.tower.encode_dense(self.renormalize(inputs), self.dense_mode)
         return pool_boxes(F.normalize(dense.float(), dim=1), boxes)
 
 
@@ -55,7 +57,16 @@ class FrozenCropTeacher(nn.Module):
     @torch.no_grad()
     def forward(self, crops: Tensor) -> Tensor:
         """Embeddings ``(N, C)``, fp32, of crops (N, 3, S, S) of bytes."""
-        return self.tower.encode_image(self.normalize(crops)).float()
+        with own_precision(self.tower, crops.device):
+            return self.tower.encode_image(self.normalize(crops)).float()
+
+
+def own_precision(tower: VisionTower, device: torch.device) -> AbstractContextManager:
+    """Autocast in which a tower of half precision runs as it is, even where the step is in the other one."""
+    half = tower.dtype in (torch.float16, torch.bfloat16)
+    if half and torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, dtype=tower.dtype)
+    return nullcontext()
 
 
 def statistics(tower: VisionTower) -> Statistics:

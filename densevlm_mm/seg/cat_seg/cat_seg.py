@@ -102,6 +102,7 @@ class CATSeg(VocabularySegmentor):
         super().__init__(data_preprocessor or _preprocessor(model.visual, ignore_index), init_cfg)
         _check_padding(self.data_preprocessor, ignore_index)
         self.vlm = model
+        self._normalizes_for_tower = not data_preprocessor
         self.templates = get_templates(templates)
         self.guidance_blocks = check_guidance_blocks(model.visual, guidance_blocks)
         if class_token_residual:
@@ -135,6 +136,20 @@ class CATSeg(VocabularySegmentor):
         self.tokens = self.vlm.tokenize(prompts).to(self.vlm.device)
         self.texts = None
         self.vocabulary, self.rule = vocabulary, LabelRule(classes=classes)
+
+    def adopt_normalization(self, meta: Mapping[str, Any]) -> None:
+        """Normalise images as the weights were trained, unless the config gave a preprocessor.
+
+        Args:
+            meta: What the weights' file says of the VLM, see `read_meta`; without ``mean`` and ``std`` all stays.
+        """
+        if not (meta.get('mean') and meta.get('std')):
+            return
+        tower = self.vlm.visual
+        tower.mean, tower.std = (tuple(map(float, meta[key])) for key in ('mean', 'std'))
+        if self._normalizes_for_tower:
+            device = self.data_preprocessor.device
+            self.data_preprocessor = _preprocessor(tower, self.ignore_index).to(device)
 
     def train(self, mode: bool = True) -> CATSeg:
         """Set training mode; text embeddings are made anew, of the weights that are there then."""

@@ -339,6 +339,28 @@ def test_its_own_preprocessor(build, clip):
     assert isinstance(MODELS.build({**OPTIONS, 'vlm': clip}), CATSeg)
 
 
+def test_images_are_normalised_as_the_weights_were_trained(build):
+    meta = {'mean': [0.5] * 3, 'std': [0.25] * 3}
+    model = build(ignore_index=99)
+    model.adopt_normalization({})
+    model.adopt_normalization({'mean': [0.5] * 3})
+    assert model.vlm.visual.mean == build().vlm.visual.mean
+    model.adopt_normalization(meta)
+    assert model.vlm.visual.mean == (0.5,) * 3 and model.vlm.visual.std == (0.25,) * 3
+    preprocessor = model.data_preprocessor
+    assert preprocessor.mean.flatten().tolist() == [127.5] * 3
+    assert preprocessor.std.flatten().tolist() == [63.75] * 3
+    assert (preprocessor.size_divisor, preprocessor.seg_pad_val) == (1, 99)
+
+
+def test_a_preprocessor_of_the_config_stays(build):
+    given = {'type': 'SegDataPreProcessor', 'mean': [1.0] * 3, 'std': [2.0] * 3, 'size_divisor': 1, 'seg_pad_val': 255}
+    model = build(data_preprocessor=given)
+    model.adopt_normalization({'mean': [0.5] * 3, 'std': [0.25] * 3})
+    assert model.data_preprocessor.mean.flatten().tolist() == [1.0] * 3
+    assert model.data_preprocessor.std.flatten().tolist() == [2.0] * 3
+
+
 def test_training_batches_are_padded(build, samples):
     model = build().train()
     parts = samples(labels(32, 32), labels(24, 40))
