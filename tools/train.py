@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 
+from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
 from densevlm_mm.apis import (
@@ -51,7 +52,7 @@ def main() -> None:
     if checkpoint is not None:
         cfg.resume, cfg.load_from = True, checkpoint
     check_config(cfg)
-    Runner.from_cfg(cfg).train()
+    (RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)).train()
 
 
 if __name__ == '__main__':

@@ -64,8 +64,9 @@ class WeightEnsembleHook(Hook):
         """
         if self._came_resumed:
             raise RuntimeError(
-                'WeightEnsembleHook cannot go on from Runner.resume: the blend was loaded, and what it is a blend with '
-                "is lost; resume by resume=True, load_from='...' of the Runner or its config"
+                'WeightEnsembleHook cannot go on from Runner.resume, nor with a FlexibleRunner: the blend is loaded '
+                "before it sees what that is a blend with; resume by resume=True, load_from='...' of a Runner or its "
+                'config'
             )
         self._began = self._trains = True
 

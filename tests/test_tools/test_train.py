@@ -105,6 +105,14 @@ def test_resuming_goes_before_load_from(tool, configs, trained, tmp_path):
     assert differing(started, plain)
 
 
+def test_runner_with_a_strategy_trains_the_same(tool, configs, trained, tmp_path):
+    options = {'runner_type': 'FlexibleRunner', 'strategy__type': 'SingleDeviceStrategy'}
+    tool('train', configs['train'], '--work-dir', tmp_path, **options)
+    assert differing(load(tmp_path, 10)['raw_trainable'], load(trained, 10)['raw_trainable']) == []
+    with pytest.raises(RuntimeError, match='cannot go on from Runner.resume, nor with a FlexibleRunner'):
+        tool('train', configs['train'], '--work-dir', tmp_path, '--resume', trained / 'iter_8.pth', **options)
+
+
 def test_resuming_keeps_what_is_made_of_the_weights_of_load_from(tool, configs, trained, tmp_path):
     """Such as the original of a blend, or the frozen teacher of a self-distillation."""
     options = {'load_from': trained / 'iter_8.pth', 'train_cfg__max_iters': 4, 'train_cfg__val_interval': 9}
