@@ -10,5 +10,5 @@ export DENSEVLM_VENV=${DENSEVLM_VENV:-$PWD/.venv}
 bash tools/setup_env.sh
 export HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive} OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}
 # files stay together, since the tests of one share what it trains
-[ $# -gt 0 ] || set -- --numprocesses 2 --dist loadfile
+[ $# -gt 0 ] || set -- --numprocesses 2 --dist loadfile --durations 25
 exec "$DENSEVLM_VENV/bin/python" -m pytest "$@"

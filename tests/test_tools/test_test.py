@@ -76,10 +76,10 @@ def test_training_configs_evaluate_too(figures, trained, checkpoints):
     assert figures(trained / 'iter_4.pth', config='train') == figures(trained / 'iter_4.pth')
 
 
-@pytest.mark.parametrize('resume', [False, True])
-def test_weights_that_a_config_names_do_not_take_the_place_of_the_checkpoint(figures, trained, checkpoints, resume):
-    options = {'load_from': trained / 'iter_10.pth', 'resume': resume}
-    assert figures(checkpoints['student'], **options) == figures(checkpoints['student'])
+def test_weights_that_a_config_names_do_not_take_the_place_of_the_checkpoint(figures, trained, checkpoints):
+    expected = figures(checkpoints['student'])
+    for resume in (False, True):
+        assert figures(checkpoints['student'], load_from=trained / 'iter_10.pth', resume=resume) == expected
 
 
 def test_raw_predictions_are_dumped_when_asked(figures, trained, tmp_path):

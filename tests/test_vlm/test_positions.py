@@ -143,9 +143,9 @@ class DenseFeatures(nn.Module):
         return self.vlm.encode_dense(images)
 
 
-@pytest.mark.parametrize(('frozen', 'strict'), [(False, False), (True, False), (True, True)])
-def test_a_tower_can_be_exported(tiny_vlm, family, frozen, strict):
-    module = DenseFeatures(tiny_vlm(family).requires_grad_(not frozen))
+@pytest.mark.parametrize('strict', [False, True])
+def test_a_frozen_tower_can_be_exported(tiny_vlm, family, strict):
+    module = DenseFeatures(tiny_vlm(family).requires_grad_(False))
     images = torch.randn(1, 3, 80, 48)
     forget_tables()
     exported = torch.export.export(module, (images,), strict=strict).module()
