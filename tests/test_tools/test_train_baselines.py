@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,8 +60,10 @@ def test_interrupted_and_resumed_run_ends_with_the_same_bits(tool: Callable, con
     assert whole['message_hub']['runtime_info']['iter'] == 10 - 1
 
 
-def test_two_processes_train_as_one(launch: Callable, config, checkpoints, tmp_path):
-    launch(sys.executable, ROOT / 'tools' / 'train.py', config, *two_steps(tmp_path / 'one'))
+def test_two_processes_train_as_one(tool: Callable, launch: Callable, config, checkpoints, tmp_path):
+    # what `two_steps` asks for, without the start of another process
+    options = {'train_cfg__max_iters': 2, 'optim_wrapper__optimizer__type': 'SGD', 'optim_wrapper__optimizer__lr': 0.01}
+    tool('train', config, '--work-dir', tmp_path / 'one', **options)
     arguments = two_steps(tmp_path / 'two', 'train_dataloader.batch_size=2', *GLOO)
     launch('bash', ROOT / 'tools' / 'dist_train.sh', config, 2, *arguments)
     one, two = (load(tmp_path / name, 2)['raw_trainable'] for name in ('one', 'two'))
