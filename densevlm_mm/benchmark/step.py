@@ -162,8 +162,9 @@ def _measure_all(options: StepOptions, candidates: dict[str, Resident], progress
 def _measure(
     options: StepOptions, candidates: dict[str, Resident], batch_size: int, progress: Progress
 ) -> dict[str, Any]:
-    # fills the cache: a small batch may take others of the photographs in each step
-    warmup = max(options.warmup, ceil(max(options.batch_sizes) / batch_size) if options.teacher_cache else 0)
+    # fills the cache: a small batch that is loaded takes others of the photographs in each step
+    steps_to_fill = ceil(max(options.batch_sizes) / batch_size) if options.load else 1
+    warmup = max(options.warmup, steps_to_fill if options.teacher_cache else 0)
     steps = {name: partial(candidate.ask, 'run') for name, candidate in candidates.items()}
     runs = take_turns(steps, repeats=options.repeats, warmup=warmup, progress=progress)
     summary = summarize(runs, batch_size)
