@@ -70,6 +70,8 @@ class StepOptions(Options):
         compile: Compile the blocks of both towers.
         teacher_cache: 'warm' to read what the teacher said of these images before from a cache on disk.
         load: Also load each batch, in the same process.
+        settle: Steps that a candidate takes before the one that is measured, each time it is its turn. In training the
+            step before left caches warm; here the other candidate left them full of its own.
         memory: Also measure the peak of memory, each candidate in a process of its own.
         profile: File for the profiler's table of one step of this project.
         matmul_size: Side of the matrices whose product tells what the device can do at best.
@@ -85,6 +87,7 @@ class StepOptions(Options):
     compile: bool = False
     teacher_cache: str | None = None
     load: bool = False
+    settle: int = 0
     memory: bool = True
     profile: str | None = None
     matmul_size: int = 2048
@@ -95,6 +98,8 @@ class StepOptions(Options):
             resolve_dtype(dtype)
         if min(self.batch_sizes) < 1:
             raise ValueError(f'a step takes at least one image, got batch_sizes={self.batch_sizes}')
+        if self.settle < 0:
+            raise ValueError(f'no fewer than 0 steps to settle, got {self.settle}')
         if min(self.classes) < 2:
             raise ValueError(f'at least one thing and one stuff class are needed, got classes={self.classes}')
 

@@ -86,7 +86,9 @@ class Candidate:
         forget_peak_memory(self.options.device)
 
     def run(self) -> Timing:
-        """Run one step."""
+        """Take a turn: one step, after those that it needs to settle."""
+        for _ in range(self.options.settle):
+            self.step()
         return self.step()
 
     def log(self) -> dict[str, float]:

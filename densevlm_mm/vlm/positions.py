@@ -103,25 +103,23 @@ def rotary_table(grid: tuple[int, int], head_dim: int, span: int, device: torch.
 
 
 class Rotations(NamedTuple):
-    """By which angles the pairs of channels of each token turn, in the two forms that `rotate` works with.
+    """By which angles the pairs of channels of each token turn.
 
     Attributes:
-        cos: ``(L, 1, head_dim)``, fp32.
-        sin: The same, negative for the first channel of each pair.
-        turns: ``(L, 1, head_dim / 2)``, complex: the same as factors of pairs.
+        turns: ``(L, 1, head_dim / 2)``, complex: factors of pairs that are complex numbers.
+        cos: ``(L, 1, 1, head_dim / 2)``, fp32: for pairs whose first channels come before all second ones.
+        sin: ``(L, 1, 2, head_dim / 2)`` likewise: what either channel is turned into the other by.
     """
 
+    turns: Tensor
     cos: Tensor
     sin: Tensor
-    turns: Tensor
 
 
 @_shared
 def token_rotations(grid: tuple[int, int], head_dim: int, span: int, device: torch.device) -> Rotations:
     """`rotary_table` for a class token, which does not turn, and the patches of a grid; shared likewise."""
     with torch.inference_mode(False), torch.no_grad():
-        sin, cos = rotary_table(grid, head_dim, span, device).chunk(2, dim=-1)
-        sin, cos = F.pad(sin, (0, 0, 1, 0)), F.pad(cos, (0, 0, 1, 0), value=1.0)
-        turns = torch.complex(cos[:, ::2], sin[:, ::2])
-        signs = sin.new_tensor([-1.0, 1.0]).repeat(head_dim // 2)
-        return Rotations(cos[:, None], (sin * signs)[:, None], turns[:, None])
+        sin, cos = rotary_table(grid, head_dim, span, device)[:, None, ::2].chunk(2, dim=-1)
+        sin, cos = F.pad(sin, (0, 0, 0, 0, 1, 0)), F.pad(cos, (0, 0, 0, 0, 1, 0), value=1.0)
+        return Rotations(torch.complex(cos, sin), cos[:, None], torch.stack([-sin, sin], dim=-2))

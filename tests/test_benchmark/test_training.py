@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,13 @@ def test_weights_stay_equal_over_steps(steps):
     for name, parameter in theirs.student.named_parameters():
         # Adam divides by the size of the gradient, which magnifies rounding where it is next to nothing
         torch.testing.assert_close(after[name], parameter, rtol=1e-4, atol=2e-6, msg=name)
+
+
+def test_a_turn_begins_with_the_steps_to_settle(options, tmp_path):
+    candidate = Candidate(replace(options, settle=2), PROJECT, tmp_path / 'candidate')
+    taken: list[int] = []
+    candidate.step = lambda: taken.append(1) or len(taken)
+    assert [candidate.run(), candidate.run()] == [3, 6]
 
 
 def test_stages_of_both_are_timed(steps):

@@ -76,6 +76,7 @@ def add_step(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--compile', action='store_true', help='compile the blocks of both towers')
     parser.add_argument('--teacher-cache', choices=['warm'], help='read what the teacher said from a cache on disk')
     parser.add_argument('--load', action='store_true', help='load every batch, in this process')
+    parser.add_argument('--settle', type=int, metavar='N', help='steps before each measured one that do not count')
     parser.add_argument('--no-memory', dest='memory', action='store_false', help='do not measure memory')
     parser.add_argument('--profile', metavar='PATH', help='write the profile of one step of this project')
     parser.add_argument('--matmul-size', type=int, help='side of the matrices that tell what the device can do')

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .compilation import compile_options, has_cuda_graphs
+from .rows_apart import set_rows_apart
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -264,6 +265,7 @@ class VisionTower(nn.Module):
         """
         options = compile_options(options, [weight for block in self.blocks for weight in block.parameters()])
         for block in self.blocks:
+            set_rows_apart(block)
             block.compile(**options)
         self._has_cuda_graphs = has_cuda_graphs(options)
         # not the bound method, by which a copy of this tower would run the weights of this one

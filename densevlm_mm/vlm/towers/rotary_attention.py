@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from timm.models.eva import EvaAttention
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..positions import Rotations
 from .attention import attend
@@ -20,10 +20,18 @@ class RotaryAttention(EvaAttention):
 
     def forward(self, x: Tensor, rope: Rotations, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """Mix tokens ``(B, L, W)``; ``rope`` has a row for each of them."""
-        q, k, v = (
-            projection(x).unflatten(-1, (self.num_heads, -1)) for projection in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        q, k, v = (tensor.transpose(1, 2) for tensor in (rotate(q, rope), rotate(k, rope), v))
+        if torch.compiler.is_compiling():  # which fuses the sums of this, but not complex numbers
+            q, k = (
+                rotate_halves(project_in_halves(x, projection, self.num_heads), rope)
+                for projection in (self.q_proj, self.k_proj)
+            )
+        else:
+            q, k = (
+                rotate(projection(x).unflatten(-1, (self.num_heads, -1)), rope)
+                for projection in (self.q_proj, self.k_proj)
+            )
+        v = self.v_proj(x).unflatten(-1, (self.num_heads, -1))
+        q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
         if attn_mask is None and not is_causal:
             mixed = attend(q, k, v)
         else:
@@ -41,10 +49,34 @@ def rotate(heads: Tensor, rotations: Rotations) -> Tensor:
     Returns:
         Like ``heads``.
     """
-    wide = heads.to(torch.promote_types(heads.dtype, rotations.cos.dtype))
-    pairs = wide.unflatten(-1, (-1, 2))
-    if torch.compiler.is_compiling():  # which fuses these, but not complex numbers
-        turned = wide * rotations.cos + pairs.flip(-1).flatten(-2) * rotations.sin
-    else:
-        turned = torch.view_as_real(torch.view_as_complex(pairs) * rotations.turns).flatten(-2)
-    return turned.to(heads.dtype)
+    wide = heads.to(torch.promote_types(heads.dtype, torch.float32))
+    pairs = torch.view_as_complex(wide.unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * rotations.turns).flatten(-2).to(heads.dtype)
+
+
+def project_in_halves(x: Tensor, projection: nn.Linear, num_heads: int) -> Tensor:
+    """Queries or keys with the first channels of all pairs of a head before the second ones.
+
+    Scores do not depend on the order of channels. In this one `rotate_halves` exchanges rows of neighbours, which
+    vector units can, where it would exchange neighbours; the rows of a weight are sorted while they are cast.
+
+    Args:
+        x: Tokens ``(B, L, W)``.
+        projection: Their linear map, of pairs of channels side by side.
+        num_heads: Heads.
+
+    Returns:
+        ``(B, L, heads, head_dim)``.
+    """
+    weight, bias = (
+        None if parameter is None else parameter.unflatten(0, (num_heads, -1, 2)).transpose(1, 2).flatten(0, 2)
+        for parameter in (projection.weight, projection.bias)
+    )
+    return F.linear(x, weight, bias).unflatten(-1, (num_heads, -1))
+
+
+def rotate_halves(heads: Tensor, rotations: Rotations) -> Tensor:
+    """`rotate` for what `project_in_halves` returns, without complex numbers."""
+    halves = heads.to(torch.promote_types(heads.dtype, torch.float32)).unflatten(-1, (2, -1))
+    turned = halves * rotations.cos + halves.flip(-2) * rotations.sin
+    return turned.flatten(-2).to(heads.dtype)
