@@ -1,4 +1,4 @@
-"""Linear maps that multiply a few rows apart, as compiled training in bfloat16 on a CPU wants them."""
+"""Linear maps that multiply the last row apart, as compiled training in bfloat16 on a CPU wants them."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
-# oneDNN deals out blocks of rows to threads: at the 1,025 tokens of ViT-B/16 on 512 px the row of the class token costs
-# as much as 127 more would, in either direction.
-_BLOCK, _FEW = 64, 4
+# oneDNN deals out blocks of rows to threads: of the 1,025 tokens of ViT-B/16 on 512 px, the one beyond them costs as
+# much as 127 more would, in either direction.
+_BLOCK = 64
 # With fewer weights (1,024 x 1,024) there is nothing to win over what another call costs.
 _MIN_WEIGHTS = 2**20
 
 
 class RowsApartLinear(nn.Linear):
-    """Linear map that, where it trains in compiled bfloat16 on a CPU, multiplies rows beyond whole blocks apart.
+    """Linear map that, where it trains in compiled bfloat16 on a CPU, multiplies a row beyond whole blocks apart.
 
     Results are those of `torch.nn.Linear` up to the order of sums; of the gradient of the weight less is rounded.
     """
@@ -22,7 +22,7 @@ class RowsApartLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """``(..., in_features) -> (..., out_features)``."""
         rows = x.shape[:-1].numel()
-        if rows == _whole(rows) or not self._trains_in_compiled_bfloat16(x):
+        if rows % _BLOCK != 1 or rows == 1 or not self._trains_in_compiled_bfloat16(x):
             return super().forward(x)
         product = _Product.apply(x.to(torch.bfloat16).flatten(0, -2), self.weight, self.bias)
         return product.unflatten(0, x.shape[:-1])
@@ -39,7 +39,7 @@ class RowsApartLinear(nn.Linear):
 
 
 def set_rows_apart(module: nn.Module) -> None:
-    """Let the large linear maps inside a module that is to be compiled multiply a few rows apart."""
+    """Let the large linear maps inside a module that is to be compiled multiply the last row apart."""
     for linear in module.modules():
         # subclasses may be read by others than their own forward pass
         if type(linear) is nn.Linear and linear.weight.numel() > _MIN_WEIGHTS:
@@ -59,10 +59,8 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         x, cast = ctx.saved_tensors
-        whole = _whole(len(x))
-        of_weight = torch.mm(grad[:whole].t(), x[:whole]).float()
-        for row in range(whole, len(x)):  # which Inductor adds while it casts
-            of_weight = torch.addr(of_weight, grad[row].float(), x[row].float())
+        # the sum is Inductor's to make while it casts
+        of_weight = torch.addr(torch.mm(grad[:-1].t(), x[:-1]).float(), grad[-1].float(), x[-1].float())
         of_bias = grad.sum(0, dtype=torch.float32) if ctx.has_bias else None
         return torch.ops.densevlm_mm.product(grad, cast, None), of_weight, of_bias
 
@@ -75,8 +73,8 @@ torch.library.define('densevlm_mm::product', '(Tensor rows, Tensor factor, Tenso
 @torch.library.impl('densevlm_mm::product', 'CPU')
 def _product(rows: Tensor, factor: Tensor, bias: Tensor | None) -> Tensor:
     """``(R, I) @ (I, O) + (O,)``."""
-    product, whole = rows.new_empty(len(rows), factor.shape[1]), _whole(len(rows))
-    for some, out in ((rows[:whole], product[:whole]), (rows[whole:], product[whole:])):
+    product = rows.new_empty(len(rows), factor.shape[1])
+    for some, out in ((rows[:-1], product[:-1]), (rows[-1:], product[-1:])):
         if bias is None:
             torch.mm(some, factor, out=out)
         else:
@@ -86,10 +84,4 @@ def _product(rows: Tensor, factor: Tensor, bias: Tensor | None) -> Tensor:
 
 @torch.library.register_fake('densevlm_mm::product')
 def _product_shape(rows: Tensor, factor: Tensor, bias: Tensor | None) -> Tensor:
-    return rows.new_empty(len(rows), factor.shape[1])
-
-
-def _whole(rows: int) -> int:
-    """Rows that are multiplied at once: those of whole blocks, where only a few are left."""
-    rest = rows % _BLOCK
-    return rows - rest if rest <= _FEW < rows else rows
+    return rows.new_empty(rows.shape[0], factor.shape[1])  # `len` would settle on one size
