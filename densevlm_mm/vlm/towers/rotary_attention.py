@@ -20,16 +20,12 @@ class RotaryAttention(EvaAttention):
 
     def forward(self, x: Tensor, rope: Rotations, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """Mix tokens ``(B, L, W)``; ``rope`` has a row for each of them."""
-        if torch.compiler.is_compiling():  # which fuses the sums of this, but not complex numbers
-            q, k = (
-                rotate_halves(project_in_halves(x, projection, self.num_heads), rope)
-                for projection in (self.q_proj, self.k_proj)
-            )
+        projections = self.q_proj, self.k_proj
+        # compiled code fuses the sums of this, but not complex numbers; what is no linear map has no rows to sort
+        if torch.compiler.is_compiling() and all(isinstance(projection, nn.Linear) for projection in projections):
+            q, k = (rotate_halves(project_in_halves(x, projection, self.num_heads), rope) for projection in projections)
         else:
-            q, k = (
-                rotate(projection(x).unflatten(-1, (self.num_heads, -1)), rope)
-                for projection in (self.q_proj, self.k_proj)
-            )
+            q, k = (rotate(projection(x).unflatten(-1, (self.num_heads, -1)), rope) for projection in projections)
         v = self.v_proj(x).unflatten(-1, (self.num_heads, -1))
         q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
         if attn_mask is None and not is_causal:

@@ -53,3 +53,14 @@ def test_attention_and_its_gradients_are_those_of_timm(biases, compiling, monkey
         outcomes.append([mixed, *torch.autograd.grad(mixed.square().mean(), [tokens, *attention.parameters()])])
     for ours, theirs in zip(*outcomes, strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+def test_a_wrapped_projection_is_called_in_compiled_code_too(monkeypatch):
+    """As adapters wrap one of the two, whose channels must stay in the order of the other's."""
+    attention = EvaAttention(48, 3, qkv_fused=False, norm_layer=torch.nn.LayerNorm)
+    attention.__class__ = RotaryAttention
+    attention.q_proj = torch.nn.Sequential(attention.q_proj, torch.nn.Linear(48, 48))
+    tokens, rope = torch.randn(2, 16, 48), token_rotations(*PLACE)
+    expected = attention(tokens, rope=rope)
+    monkeypatch.setattr(torch.compiler, 'is_compiling', lambda: True)
+    torch.testing.assert_close(attention(tokens, rope=rope), expected)
