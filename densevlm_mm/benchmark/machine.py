@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from densevlm_mm.vlm.towers.cpu_bfloat16 import CPU_MULTIPLIES_BFLOAT16
+
 from .timing import TOTAL, StageClock
 
 _STATUS = Path('/proc/self/status')
@@ -24,6 +26,7 @@ def describe_machine(device: str) -> dict[str, Any]:
         'threads': torch.get_num_threads(),
         'python': platform.python_version(),
         'torch': torch.__version__,
+        'cpu_multiplies_bfloat16': CPU_MULTIPLIES_BFLOAT16,
         'float32_matmul_precision': torch.get_float32_matmul_precision(),
     }
     if is_gpu(device):

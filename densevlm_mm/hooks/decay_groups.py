@@ -7,9 +7,9 @@ from typing import Any
 
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS, OPTIMIZERS
-from timm.optim import param_groups_weight_decay
 from torch import nn
 
+from densevlm_mm.models.sharded import trainable_parameters
 from densevlm_mm.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
 
@@ -40,6 +40,11 @@ class DecayGroups:
         """Optimiser wrapper of the parameters that train."""
         wrapper = {'type': 'OptimWrapper', **self.optim_wrapper_cfg}
         optimizer = dict(wrapper.pop('optimizer'))
-        groups = param_groups_weight_decay(model, optimizer.pop('weight_decay', 0.0))
+        weight_decay, groups = optimizer.pop('weight_decay', 0.0), ([], [])
+        for name, parameter in trainable_parameters(model):  # whole, where FSDP otherwise shows nothing but vectors
+            decays = weight_decay > 0 and parameter.ndim > 1 and not name.endswith('.bias')
+            groups[decays].append(parameter)
+        groups = zip(groups, (0.0, weight_decay), strict=True)
+        groups = [{'params': params, 'weight_decay': decay} for params, decay in groups if params]
         wrapper['optimizer'] = OPTIMIZERS.build({**optimizer, 'params': groups})
         return OPTIM_WRAPPERS.build(wrapper)

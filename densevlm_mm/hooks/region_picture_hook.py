@@ -14,6 +14,7 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.utils.data import DataLoader
 
 from densevlm_mm.datasets.grids import grid_boxes, normalize_boxes
@@ -85,6 +86,8 @@ class RegionPictureHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Draw what training starts from, and what the teacher says."""
         if self.draw:
+            if isinstance(runner.model, FullyShardedDataParallel):
+                raise TypeError('RegionPictureHook draws in one process, where FSDP leaves no whole model: remove it')
             self._sources = self._find_images(runner.train_dataloader)
             self._draw(runner, runner.iter, with_teacher=True)
 

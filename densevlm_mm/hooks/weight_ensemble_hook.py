@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel, StateDictType
 
+from densevlm_mm.models.sharded import trainable_parameters
 from densevlm_mm.registry import HOOKS
 from densevlm_mm.vlm.checkpoints import read_content
 
@@ -29,6 +32,8 @@ class WeightEnsembleHook(Hook):
     Args:
         alpha: Share of the trained weights, in 0..1 (Wortsman et al., arXiv:2109.01903; 0.9 in DenseVLM's recipe).
 
+    Under FSDP every process remembers all weights that train, on the host.
+
     Raises:
         ValueError: If it lies outside.
     """
@@ -41,7 +46,7 @@ class WeightEnsembleHook(Hook):
         self.alpha = alpha
         self.original: dict[str, Tensor] = {}
         self._raw: dict[str, Tensor] = {}
-        self._began = self._trains = self._came_resumed = False
+        self._began = self._trains = self._took_raw = self._came_resumed = False
 
     def before_run(self, runner: Runner) -> None:
         """Remember the weights that training starts from (those of the model's own checkpoint, also when resuming).
@@ -49,12 +54,10 @@ class WeightEnsembleHook(Hook):
         Raises:
             ValueError: If a trainable parameter is not in checkpoints under its own name.
         """
-        # with resume=True, iterations and weights of the file come after this moment
-        self._came_resumed = runner.iter > 0 and not self._began
+        # with resume=True, iterations and weights of the file come after this moment or by `after_load_checkpoint`
+        self._came_resumed = runner.iter > 0 and not self._began and not self._took_raw
         self._trains = False  # a run that failed in training did not say so
-        if not self.original:
-            self.original = _snapshot(runner.model)
-            _check_names(runner.model, self.original)
+        self._remember(runner.model)
 
     def before_train(self, runner: Runner) -> None:
         """Blend from here on.
@@ -64,9 +67,8 @@ class WeightEnsembleHook(Hook):
         """
         if self._came_resumed:
             raise RuntimeError(
-                'WeightEnsembleHook cannot go on from Runner.resume, nor with a FlexibleRunner: the blend is loaded '
-                "before it sees what that is a blend with; resume by resume=True, load_from='...' of a Runner or its "
-                'config'
+                'WeightEnsembleHook cannot go on from Runner.resume: the blend is loaded before it sees what that is a '
+                "blend with; resume by resume=True, load_from='...' of the runner or its config"
             )
         self._began = self._trains = True
 
@@ -76,6 +78,8 @@ class WeightEnsembleHook(Hook):
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Put the blend into the checkpoint, and the raw weights beside it."""
+        if isinstance(runner.model, FullyShardedDataParallel) and not is_main_process():
+            return  # what this process has of it is not written
         raw = {name: checkpoint['state_dict'][name] for name in self.original}
         checkpoint[_RAW] = raw
         checkpoint['state_dict'].update({name: self._blend(name, value) for name, value in raw.items()})
@@ -93,7 +97,9 @@ class WeightEnsembleHook(Hook):
                 'the checkpoint to resume holds no raw weights: it was written without WeightEnsembleHook; resume it '
                 'with the config it was trained with'
             )
+        self._remember(runner.model)  # a FlexibleRunner resumes before it runs
         checkpoint['state_dict'].update(checkpoint[_RAW])
+        self._took_raw = True
 
     def before_val_epoch(self, runner: Runner) -> None:
         """Evaluate the blend; outside training the model is what a file holds, which is one already."""
@@ -108,6 +114,11 @@ class WeightEnsembleHook(Hook):
             return
         _restore(runner.model, self._raw)
         self._raw = {}
+
+    def _remember(self, model: nn.Module) -> None:
+        if not self.original:
+            self.original = _snapshot(model)
+            _check_names(model, self.original)
 
     def _blend(self, name: str, raw: Tensor) -> Tensor:
         original = self.original[name].to(raw.device)
@@ -124,16 +135,16 @@ def read_raw_weights(path: str | Path) -> dict[str, Tensor]:
     return {name.removeprefix('vlm.'): value for name, value in raw.items()}
 
 
-def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    model = model.module if is_model_wrapper(model) else model
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
-
-
 def _snapshot(model: nn.Module) -> dict[str, Tensor]:
-    return {name: p.detach().clone() for name, p in _trainable(model).items()}
+    host = isinstance(model, FullyShardedDataParallel)  # there is no room for it where weights are spread
+    return {name: p.detach().to('cpu' if host else p.device, copy=True) for name, p in trainable_parameters(model)}
 
 
 def _check_names(model: nn.Module, names: Iterable[str]) -> None:
+    if isinstance(model, FullyShardedDataParallel):
+        if model.get_state_dict_type(model).state_dict_type != StateDictType.FULL_STATE_DICT:
+            raise ValueError("WeightEnsembleHook writes whole checkpoints: set strategy.state_dict_cfg='full'")
+        return
     model = model.module if is_model_wrapper(model) else model
     hidden = sorted(set(names) - set(model.state_dict()))
     if hidden:
@@ -145,5 +156,5 @@ def _check_names(model: nn.Module, names: Iterable[str]) -> None:
 
 @torch.no_grad()
 def _restore(model: nn.Module, values: dict[str, Tensor]) -> None:
-    for name, parameter in _trainable(model).items():
+    for name, parameter in trainable_parameters(model, writes=True):
         parameter.copy_(values[name])

@@ -7,10 +7,11 @@ from .image_text_encoder import ImageTextEncoder
 from .losses import CorrelationLoss, CosineLoss, DecoupledAlignmentLoss, FederatedBCELoss
 from .preprocessor import VLMPreprocessor
 from .region_classifier import RegionClassifier, RegionModel
+from .sharded import ShardedDataParallel
 from .vlm_model import VLMModel
 
 __all__ = [
     'CLIPPretrainer', 'CLIPSelf', 'CorrelationLoss', 'CosineLoss', 'DeCLIP', 'DecoupledAlignmentLoss', 'DenseVLM',
     'DenseVLMBackbone', 'FederatedBCELoss', 'ImageTextEncoder', 'RegionCLIP', 'RegionClassifier', 'RegionDistiller',
-    'RegionModel', 'TimmFoundationModel', 'VLMFoundationModel', 'VLMModel', 'VLMPreprocessor',
+    'RegionModel', 'ShardedDataParallel', 'TimmFoundationModel', 'VLMFoundationModel', 'VLMModel', 'VLMPreprocessor',
 ]  # fmt: skip

@@ -5,6 +5,9 @@ import torch
 from mmengine.optim import build_optim_wrapper
 from torch import nn
 
+from densevlm_mm.hooks import autocast_optim_wrapper
+from densevlm_mm.vlm.towers import cpu_bfloat16
+
 
 @pytest.fixture
 def model() -> nn.Module:
@@ -32,3 +35,21 @@ def test_options_are_those_of_the_plain_wrapper(model):
     assert build(model, clip_grad={'max_norm': 1.0}).clip_grad_kwargs == {'max_norm': 1.0}
     with pytest.raises(ValueError, match='int8'):
         build(model, dtype='int8')
+
+
+@pytest.mark.parametrize(
+    ('device', 'instructions', 'dtype', 'warns'),
+    [
+        ('cpu', False, 'bfloat16', True),
+        ('cpu', True, 'bfloat16', False),
+        ('cuda', False, 'bfloat16', False),
+        ('cpu', False, 'float16', False),
+    ],
+)
+def test_a_cpu_to_which_bfloat16_is_a_burden_is_warned_of(model, monkeypatch, device, instructions, dtype, warns):
+    monkeypatch.setattr(cpu_bfloat16, 'CPU_MULTIPLIES_BFLOAT16', instructions)
+    monkeypatch.setattr(autocast_optim_wrapper, 'get_device', lambda: device)
+    said = []
+    monkeypatch.setattr(autocast_optim_wrapper, 'print_log', lambda message, **_: said.append(message))
+    build(model, dtype=dtype)
+    assert [('fp32' in message) for message in said] == [True] * warns

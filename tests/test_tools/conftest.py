@@ -123,12 +123,14 @@ def call(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Call
     return run
 
 
-# What every process of a run does at its start. mmengine's launcher asks for a GPU also where gloo runs on CPUs;
+# What every process of a run does at its start. mmengine's launcher asks for a GPU also where gloo runs on CPUs; FSDP
+# gathers one state of an optimiser after the other in the same memory, and takes what it moves to the host for a copy;
 # and nothing here may need compiled operators, MMDetection or MMSegmentation.
 SITE = """
 import sys
 import torch
 torch.cuda.set_device = lambda device: None
+torch.Tensor.cpu = lambda self: self.clone()
 torch.set_num_threads(1)
 sys.modules.update({'mmcv._ext': None, 'mmdet': None, 'mmseg': None})
 """

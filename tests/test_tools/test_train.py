@@ -22,6 +22,21 @@ GLOO = [
     'model_wrapper_cfg.device_ids=None',
     'model_wrapper_cfg.broadcast_buffers=False',
 ]
+# FSDP likewise; on a GPU `strategy.state_dict_cfg=full` says the same, but weights that lie on the host anyway would be
+# gone when they are to be taken there.
+FSDP = [
+    'env_cfg.dist_cfg.backend=gloo',
+    'runner_type=FlexibleRunner',
+    'strategy.type=FSDPStrategy',
+    'strategy.model_wrapper.type=densevlm_mm.ShardedDataParallel',
+    'strategy.model_wrapper.device_id=cpu',
+    'strategy.state_dict_cfg.state_dict_type=FULL_STATE_DICT',
+    'strategy.state_dict_cfg.state_dict_config.type=FullStateDictConfig',
+    'strategy.state_dict_cfg.state_dict_config.rank0_only=True',
+    'strategy.state_dict_cfg.optim_state_dict_config.type=FullOptimStateDictConfig',
+    'strategy.state_dict_cfg.optim_state_dict_config.rank0_only=True',
+    'strategy.state_dict_cfg.optim_state_dict_config.offload_to_cpu=True',
+]
 
 
 @HOOKS.register_module()
@@ -107,10 +122,11 @@ def test_resuming_goes_before_load_from(tool, configs, trained, tmp_path):
 
 def test_runner_with_a_strategy_trains_the_same(tool, configs, trained, tmp_path):
     options = {'runner_type': 'FlexibleRunner', 'strategy__type': 'SingleDeviceStrategy'}
-    tool('train', configs['train'], '--work-dir', tmp_path, **options)
-    assert differing(load(tmp_path, 10)['raw_trainable'], load(trained, 10)['raw_trainable']) == []
-    with pytest.raises(RuntimeError, match='cannot go on from Runner.resume, nor with a FlexibleRunner'):
-        tool('train', configs['train'], '--work-dir', tmp_path, '--resume', trained / 'iter_8.pth', **options)
+    tool('train', configs['train'], '--work-dir', tmp_path / 'whole', **options)
+    tool('train', configs['train'], '--work-dir', tmp_path / 'on', '--resume', trained / 'iter_8.pth', **options)
+    for folder in ('whole', 'on'):
+        for part in ('state_dict', 'raw_trainable'):
+            assert differing(load(tmp_path / folder, 10)[part], load(trained, 10)[part]) == []
 
 
 def test_resuming_keeps_what_is_made_of_the_weights_of_load_from(tool, configs, trained, tmp_path):
@@ -192,10 +208,44 @@ def test_training_needs_neither_compiled_operators_nor_downstream_packages(alone
 def test_two_processes_train_as_one(launch, configs, alone, checkpoints, tmp_path):
     arguments = two_steps(tmp_path, 'train_dataloader.batch_size=2', *GLOO)
     launch('bash', ROOT / 'tools' / 'dist_train.sh', configs['train'], 2, *arguments)
-    original, one, two = torch.load(checkpoints['student'])['state_dict'], load(alone, 2), load(tmp_path, 2)
-    for name, value in one['raw_trainable'].items():
-        moved = (value - original[name.removeprefix('vlm.')]).abs().max()
-        torch.testing.assert_close(
-            two['raw_trainable'][name], value, rtol=1e-6, atol=float(1e-4 * moved + 1e-9), msg=name
-        )
-    assert max((v - original[n.removeprefix('vlm.')]).abs().max() for n, v in one['raw_trainable'].items()) > 1e-3
+    went_alike(load(tmp_path, 2), load(alone, 2), checkpoints)
+
+
+def went_alike(found: dict, expected: dict, checkpoints: dict[str, Path]) -> None:
+    """Weights that train have moved by the same, up to rounding."""
+    original, largest = torch.load(checkpoints['student'])['state_dict'], 0.0
+    for name, value in expected['raw_trainable'].items():
+        moved = float((value - original[name.removeprefix('vlm.')]).abs().max())
+        largest = max(largest, moved)
+        torch.testing.assert_close(found['raw_trainable'][name], value, rtol=1e-6, atol=1e-4 * moved + 1e-9, msg=name)
+    assert largest > 1e-3
+
+
+def test_weights_spread_over_processes_train_as_whole_ones_and_resume(tool, launch, configs, checkpoints, tmp_path):
+    options = {
+        'optim_wrapper__optimizer__type': 'SGD',
+        'optim_wrapper__optimizer__lr': 0.01,
+        'optim_wrapper__optimizer__momentum': 0.9,
+        'optim_wrapper__constructor': 'densevlm_mm.DecayGroups',
+        'train_cfg__max_iters': 3,
+        'train_cfg__val_interval': 2,
+        'default_hooks__checkpoint__interval': 1,
+    }
+    tool('train', configs['train'], '--work-dir', tmp_path / 'whole', **options)
+    pairs = [f'{key.replace("__", ".")}={value}' for key, value in options.items()]
+    for name, go_on in (('spread', []), ('resumed', ['--resume', tmp_path / 'spread' / 'iter_1.pth'])):
+        arguments = ['--work-dir', tmp_path / name, *go_on, '--cfg-options', 'train_dataloader.batch_size=2']
+        launch('bash', ROOT / 'tools' / 'dist_train.sh', configs['train'], 2, *arguments, *FSDP, *pairs)
+    whole, spread, resumed = (load(tmp_path / name, 3) for name in ('whole', 'spread', 'resumed'))
+    went_alike(spread, whole, checkpoints)
+    for part in ('state_dict', 'raw_trainable'):
+        assert set(spread[part]) == set(whole[part])
+        assert differing(resumed[part], spread[part]) == []
+    accuracies = [
+        {key: value for key, value in entry.items() if 'time' not in key}
+        for name in ('whole', 'spread')
+        for entry in scalars(tmp_path / name)
+        if 'masks.stuff.macc1' in entry
+    ]
+    assert len(accuracies) == 4
+    assert accuracies[:2] == accuracies[2:]

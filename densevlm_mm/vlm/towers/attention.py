@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import cpu_bfloat16
 from .attention_by_products import attend_by_products
 
 # PyTorch's CPU kernel for bfloat16 takes so many keys at a time, and half as long again for a rest that is no multiple
@@ -25,7 +26,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         Like ``q``.
     """
     mask = None
-    if q.device.type == 'cpu' and q.dtype == torch.bfloat16:
+    if q.device.type == 'cpu' and q.dtype == torch.bfloat16 and cpu_bfloat16.CPU_MULTIPLIES_BFLOAT16:
         if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
             return attend_by_products(q, k, v)
         k, v, mask = align_keys(k, v)

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import cpu_bfloat16
+
 # With more input features oneDNN's packed products are the slower ones: at the 1,297 tokens of ViT-L/14 on 512 px.
 _MAX_PACKED_FEATURES = 1024
 
@@ -46,7 +48,7 @@ class PackedLinear(nn.Linear):
 
 def pack_linears(module: nn.Module) -> None:
     """Let the linear maps inside a module that is to run but not to train remember their packed weights."""
-    if not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if not cpu_bfloat16.CPU_MULTIPLIES_BFLOAT16:
         return
     for linear in module.modules():
         # subclasses may be read by others than their own forward pass

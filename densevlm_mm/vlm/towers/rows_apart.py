@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
+from . import cpu_bfloat16
+
 # oneDNN deals out blocks of rows to threads: of the 1,025 tokens of ViT-B/16 on 512 px, the one beyond them costs as
 # much as 127 more would, in either direction.
 _BLOCK = 64
@@ -40,6 +42,8 @@ class RowsApartLinear(nn.Linear):
 
 def set_rows_apart(module: nn.Module) -> None:
     """Let the large linear maps inside a module that is to be compiled multiply the last row apart."""
+    if not cpu_bfloat16.CPU_MULTIPLIES_BFLOAT16:
+        return
     for linear in module.modules():
         # subclasses may be read by others than their own forward pass
         if type(linear) is nn.Linear and linear.weight.numel() > _MIN_WEIGHTS:

@@ -7,8 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from densevlm_mm.vlm.towers import attention
+from densevlm_mm.vlm.towers import attention, cpu_bfloat16
 from densevlm_mm.vlm.towers.attention import align_keys, attend
+
+
+@pytest.fixture(autouse=True)
+def cpu_multiplies_bfloat16(monkeypatch) -> None:
+    monkeypatch.setattr(cpu_bfloat16, 'CPU_MULTIPLIES_BFLOAT16', True)
 
 
 def heads(length: int, dtype: torch.dtype = torch.bfloat16) -> list[Tensor]:
@@ -30,6 +35,16 @@ def test_only_what_trains_is_attended_by_products(monkeypatch):
     assert attend(q, k, v.requires_grad_()) == 'products'
     with torch.no_grad():
         assert torch.equal(attend(q, k, v), F.scaled_dot_product_attention(q, k, v))
+
+
+@pytest.mark.parametrize('trains', [True, False])
+def test_without_instructions_for_it_bfloat16_is_left_to_pytorch(trains, monkeypatch):
+    monkeypatch.setattr(cpu_bfloat16, 'CPU_MULTIPLIES_BFLOAT16', False)
+    called = {}
+    monkeypatch.setattr(F, 'scaled_dot_product_attention', lambda *args, **kwargs: called.update(kwargs) or args)
+    q, k, v = (x.requires_grad_(trains) for x in heads(40))
+    assert attend(q, k, v) == (q, k, v)
+    assert called == dict(attn_mask=None)
 
 
 @pytest.mark.parametrize(('length', 'aligned'), [(40, 64), (512 + 40, 512 + 64), (512 + 9, 512 + 9), (64, 64)])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from densevlm_mm.vlm.towers import rows_apart
+from densevlm_mm.vlm.towers import cpu_bfloat16, rows_apart
 from densevlm_mm.vlm.towers.rows_apart import RowsApartLinear, set_rows_apart
 
 OPERATOR = 'densevlm_mm::product'
@@ -17,6 +17,11 @@ OPERATOR = 'densevlm_mm::product'
 @pytest.fixture(autouse=True)
 def small_is_large(monkeypatch) -> None:
     monkeypatch.setattr(rows_apart, '_MIN_WEIGHTS', 0)
+
+
+@pytest.fixture(autouse=True)
+def cpu_multiplies_bfloat16(monkeypatch) -> None:
+    monkeypatch.setattr(cpu_bfloat16, 'CPU_MULTIPLIES_BFLOAT16', True)
 
 
 def pair(bias: bool = True) -> tuple[nn.Linear, nn.Linear]:
@@ -104,6 +109,12 @@ def test_only_large_plain_maps_change(monkeypatch):
     module = nn.Sequential(nn.Linear(10, 10), nn.Linear(10, 11), Other(20, 20))
     set_rows_apart(module)
     assert [type(linear) for linear in module] == [nn.Linear, RowsApartLinear, Other]
+
+
+def test_no_map_changes_where_bfloat16_is_slow(monkeypatch):
+    monkeypatch.setattr(cpu_bfloat16, 'CPU_MULTIPLIES_BFLOAT16', False)
+    plain, apart = pair()
+    assert type(apart) is type(plain) is nn.Linear
 
 
 def test_other_sizes_need_no_other_code():
