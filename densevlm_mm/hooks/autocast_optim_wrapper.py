@@ -38,7 +38,7 @@ class AutocastOptimWrapper(OptimWrapper):
         self.dtype = resolve_dtype(dtype)
         if get_device() == 'cpu' and self.dtype == torch.bfloat16 and not cpu_bfloat16.CPU_MULTIPLIES_BFLOAT16:
             print_log(
-                'this CPU has no instructions for bfloat16, in which a step takes several times as long as in fp32; '
+                'this CPU has no instructions for bfloat16, in which a step takes many times as long as in fp32; '
                 "faster is optim_wrapper.type='OptimWrapper' without dtype, and a teacher of dtype='float32'",
                 logger='current',
                 level=logging.WARNING,
