@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from mmengine.device import get_device
 from mmengine.model import MMFullyShardedDataParallel, is_model_wrapper
 from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
@@ -37,6 +38,8 @@ class ShardedDataParallel(MMFullyShardedDataParallel):
             'use_orig_params': True,  # some train and some do not
         }
         super().__init__(module, **{**defaults, **options})
+        if getattr(module, 'teacher', None) is not None:
+            module.teacher.to(get_device())  # it goes where its student is sent, but FSDP sends weight by weight
 
     def train_step(self, data: dict, optim_wrapper: OptimWrapper) -> dict[str, Tensor]:
         """One step, see `mmengine.model.BaseModel`.

@@ -12,20 +12,22 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel, StateDictType
 
 from densevlm_mm.hooks import RegionPictureHook, WeightEnsembleHook
-from densevlm_mm.models import RegionClassifier, ShardedDataParallel
+from densevlm_mm.models import RegionClassifier, ShardedDataParallel, sharded
 from densevlm_mm.models.sharded import trainable_parameters
 
 pytestmark = pytest.mark.filterwarnings('ignore:FSDP.state_dict_type', 'ignore:.*NO_SHARD')
 
 
 @pytest.fixture
-def model(tmp_path, tiny_arch) -> nn.Module:
+def model(tmp_path, tiny_arch, monkeypatch) -> nn.Module:
     """A model in FSDP, of which this is the only process; the blocks of its image tower train."""
     dist.init_process_group('gloo', init_method=f'file://{tmp_path / "store"}', rank=0, world_size=1)
     try:
         inner = RegionClassifier(vlm=dict(arch=tiny_arch()), eval_vocabulary=dict(things=['cat'], stuff=['sky']))
         inner.vlm.visual.set_trainable(2)
         inner.vlm.logit_scale.requires_grad_(False)
+        inner.__dict__['teacher'] = nn.Linear(2, 3)
+        monkeypatch.setattr(sharded, 'get_device', lambda: 'meta')
         yield ShardedDataParallel(inner, device_id=torch.device('cpu'))
     finally:
         dist.destroy_process_group()
@@ -35,6 +37,11 @@ def test_units_are_all_blocks_but_the_last(model):
     wrapped = [module for module in model.modules() if isinstance(module, FullyShardedDataParallel)]
     assert [type(unit.module).__name__ for unit in wrapped] == ['RegionClassifier', 'EvaBlock']
     assert wrapped[1] is model.module.vlm.visual.blocks[0]
+
+
+def test_a_teacher_is_whole_and_on_the_device(model):
+    assert model.module.teacher.weight.device.type == 'meta'
+    assert not any('teacher' in name for name, _ in model.named_parameters())
 
 
 def test_parameters_have_the_names_of_checkpoints(model):
