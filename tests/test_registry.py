@@ -14,7 +14,7 @@ from densevlm_mm import registry
 
 REGISTRIES = (
     'MODELS', 'DATASETS', 'DATA_SAMPLERS', 'TRANSFORMS', 'METRICS', 'HOOKS', 'LOOPS', 'OPTIM_WRAPPERS',
-    'OPTIM_WRAPPER_CONSTRUCTORS',
+    'OPTIM_WRAPPER_CONSTRUCTORS', 'MODEL_WRAPPERS',
 )  # fmt: skip
 TYPES = {
     'MODELS': 'DenseVLMBackbone',
