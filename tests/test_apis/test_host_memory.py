@@ -11,13 +11,10 @@ import pytest
 
 from densevlm_mm.apis import host_memory, keep_freed_memory
 
-PAGE_FAULTS = f"""
+PAGE_FAULTS = """
 import resource
-import runpy
 import torch
-
-# the file alone: to import the whole package takes longer than everything else
-keep_freed_memory = runpy.run_path({host_memory.__file__!r})['keep_freed_memory']
+from densevlm_mm.apis import keep_freed_memory
 
 def page_faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
