@@ -45,6 +45,10 @@ class EpochDataset(BaseDataset):
         self.bad_images = bad_images
         super().__init__(*args, **options)
 
+    def _copy_without_annotation(self, memo: dict[int, Any] | None = None) -> EpochDataset:
+        # mmengine's default is one dict for all calls, in which whatever comes to lie where a data set lay is that one
+        return super()._copy_without_annotation({} if memo is None else memo)
+
     def prepare_data(self, idx: int | tuple[int, int]) -> Any:
         """Run the pipeline on one item.
 

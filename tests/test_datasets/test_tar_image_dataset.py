@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from mmengine.dataset import BaseDataset
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -57,6 +58,14 @@ def test_list_of_shards(root):
     dataset = build(root, ann_file='shards.txt')
     assert shades(dataset) == [6, 0, 1, 2]
     assert dataset.group_sizes.tolist() == [1, 3]
+
+
+def test_a_subset_knows_nothing_of_earlier_ones(root):
+    [shared] = BaseDataset._copy_without_annotation.__defaults__
+    before = len(shared)
+    subset = build(root).get_subset(3)
+    assert shades(subset) == [0, 1, 2]
+    assert len(shared) == before
 
 
 @pytest.mark.parametrize('indices, kept', [(4, [0, 1, 2, 3]), (-2, [5, 6]), (0, []), ([6, 0, 2, 3], [6, 0, 2, 3])])
