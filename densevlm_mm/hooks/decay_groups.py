@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS, OPTIMIZERS
+from timm.optim import param_groups_weight_decay
 from torch import nn
 
 from densevlm_mm.models.sharded import trainable_parameters
@@ -40,11 +42,8 @@ class DecayGroups:
         """Optimiser wrapper of the parameters that train."""
         wrapper = {'type': 'OptimWrapper', **self.optim_wrapper_cfg}
         optimizer = dict(wrapper.pop('optimizer'))
-        weight_decay, groups = optimizer.pop('weight_decay', 0.0), ([], [])
-        for name, parameter in trainable_parameters(model):  # whole, where FSDP otherwise shows nothing but vectors
-            decays = weight_decay > 0 and parameter.ndim > 1 and not name.endswith('.bias')
-            groups[decays].append(parameter)
-        groups = zip(groups, (0.0, weight_decay), strict=True)
-        groups = [{'params': params, 'weight_decay': decay} for params, decay in groups if params]
+        # each of them whole, where FSDP otherwise shows nothing but vectors
+        parameters = SimpleNamespace(named_parameters=lambda: trainable_parameters(model))
+        groups = param_groups_weight_decay(parameters, optimizer.pop('weight_decay', 0.0))
         wrapper['optimizer'] = OPTIMIZERS.build({**optimizer, 'params': groups})
         return OPTIM_WRAPPERS.build(wrapper)

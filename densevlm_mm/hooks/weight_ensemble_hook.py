@@ -27,12 +27,11 @@ class WeightEnsembleHook(Hook):
 
     Training goes on from the raw student. A checkpoint holds the blend under ``state_dict``, ready for use, and the raw
     trainable weights beside it, so that resuming is exact; starting another run from the file takes the blend.
-    Parameters that do not train are equal in both and left alone.
+    Parameters that do not train are equal in both and left alone. Under FSDP every process remembers all that do train,
+    on the host.
 
     Args:
         alpha: Share of the trained weights, in 0..1 (Wortsman et al., arXiv:2109.01903; 0.9 in DenseVLM's recipe).
-
-    Under FSDP every process remembers all weights that train, on the host.
 
     Raises:
         ValueError: If it lies outside.
